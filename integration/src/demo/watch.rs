@@ -1,0 +1,117 @@
+//! Running all jobs in `omfs shell` and watching who runs where.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::screen::Screen;
+use super::{DemoOptions, HOME, jobs};
+use crate::lab::Lab;
+use crate::lab::run::output;
+
+/// How often is looked.
+const INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What `omfs ps --json` says of a job, as far as it is drawn.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Job {
+    pub(super) pid: i32,
+    pub(super) command: String,
+    #[serde(rename = "where")]
+    pub(super) place: String,
+    pub(super) state: String,
+    pub(super) moves: u32,
+}
+
+/// How the jobs went.
+#[derive(Debug)]
+pub(super) struct ClusterRun {
+    pub(super) elapsed: Duration,
+    /// Moves of each job, by its PID.
+    pub(super) moves: BTreeMap<i32, u32>,
+    /// Where each job was seen, one after the other.
+    pub(super) places: BTreeMap<i32, Vec<String>>,
+    /// What the shell said of jobs that failed.
+    pub(super) failed: Vec<String>,
+}
+
+/// Starts the jobs and waits for the last one.
+pub(super) fn cluster(
+    lab: &Lab,
+    options: &DemoOptions,
+    screen: &Screen,
+    limit: Duration,
+) -> Result<ClusterRun> {
+    let script = jobs::script(options.jobs);
+    let start = Instant::now();
+    let mut shell = lab
+        .command(HOME, ["omfs", "shell", "-c", &script])?
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut run = ClusterRun {
+        elapsed: Duration::ZERO,
+        moves: BTreeMap::new(),
+        places: BTreeMap::new(),
+        failed: Vec::new(),
+    };
+    while !ended_within(&mut shell, INTERVAL)? {
+        if start.elapsed() > limit {
+            shell.kill()?;
+            bail!("the jobs did not end within {limit:.0?}");
+        }
+        if let Ok(jobs) = look(lab) {
+            run.note(&jobs);
+            screen.draw(options, start.elapsed(), &jobs);
+        }
+    }
+    run.elapsed = start.elapsed();
+    screen.forget();
+    let said = shell.wait_with_output()?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    if !said.status.success() {
+        bail!("{} {}", said.status, text.trim());
+    }
+    run.failed = text.lines().map(ToOwned::to_owned).collect();
+    Ok(run)
+}
+
+/// Waits a while for the end of a child, looking often so that its time is exact.
+fn ended_within(child: &mut Child, time: Duration) -> Result<bool> {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        if child.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(false)
+}
+
+/// Asks the home node, without using its CPU time for it.
+fn look(lab: &Lab) -> Result<Vec<Job>> {
+    let mut ps = lab.unlimited_command(HOME, ["omfs", "ps", "--json"])?;
+    let text = output(&mut ps, LOOK_TIMEOUT)?.stdout;
+    let jobs: Vec<Job> = serde_json::from_slice(&text).context("omfs ps --json")?;
+    Ok(jobs
+        .into_iter()
+        .filter(|job| job.command.contains("gzip"))
+        .collect())
+}
+
+impl ClusterRun {
+    fn note(&mut self, jobs: &[Job]) {
+        for job in jobs {
+            let moves = self.moves.entry(job.pid).or_default();
+            *moves = job.moves.max(*moves);
+            let places = self.places.entry(job.pid).or_default();
+            if places.last() != Some(&job.place) {
+                places.push(job.place.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! System calls that no crate wraps. The only module with unsafe code.
+
+#![allow(unsafe_code)]
+
+pub mod fds;
+pub mod pidfd;
+pub mod process;
+pub mod tty;
+pub mod xattr;

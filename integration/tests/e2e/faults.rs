@@ -1,0 +1,171 @@
+//! What happens when machines, links and daemons fail under a job.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::lab::run::output;
+use integration::lab::{Lab, wait};
+use libtest_mimic::Trial;
+
+use crate::harness::{Module, Need, with_omfs};
+use crate::restart;
+
+pub fn tests() -> Vec<Trial> {
+    let mut module = Module::new("faults", &[], || with_omfs(1));
+    module
+        .alone(
+            "the_target_dies_during_a_move",
+            &[Need::Tool("python3")],
+            target_dies,
+        )
+        .alone(
+            "the_link_is_cut_during_a_move",
+            &[Need::Tool("python3")],
+            link_cut,
+        )
+        .alone("the_host_dies_under_a_job", &[], host_dies)
+        .alone("the_home_dies_under_a_guest", &[], home_dies)
+        .alone(
+            "users_wait_for_a_daemon_that_restarts",
+            &[Need::Tool("python3")],
+            restart::users_wait,
+        )
+        .alone(
+            "daemons_restart_under_a_job",
+            &[Need::Tool("python3")],
+            restart::daemons_restart,
+        )
+        .alone(
+            "daemons_restart_under_a_compression",
+            &[Need::Tool("gzip")],
+            restart::compression,
+        )
+        .alone(
+            "a_guest_keeps_its_mounts_while_home_is_unreachable",
+            &[],
+            restart::home_is_unreachable,
+        )
+        .alone("a_mount_without_its_keeper", &[], restart::keeper_dies)
+        .alone("a_daemon_without_users_leaves_nothing", &[], restart::stops);
+    module.finish()
+}
+
+/// Adds to a file, with 60 MB of memory that a slow link needs seconds for.
+const COUNTER: &str = "import time
+memory=bytearray(60_000_000)
+for i in range(0,len(memory),64): memory[i]=i%251
+n=0
+while True:
+    n+=1
+    open('/root/count','a').write('.')
+    assert memory[64*(n%900000)]==64*(n%900000)%251
+    time.sleep(0.01)";
+
+const START: &str = "setsid python3 /root/counter.py >/dev/null 2>&1 & echo $! >/root/pid; \
+                     sleep 2; test -s /root/count";
+
+/// A lab with links of 100 Mbit/s and the counter running on n1.
+pub fn with_counter(nodes: usize) -> Result<Lab> {
+    let mut options = with_omfs(nodes)?;
+    options.link_mbit = Some(100);
+    let lab = Lab::up(&options)?;
+    lab.put("n1", "/root/counter.py", COUNTER.as_bytes())?;
+    lab.sh("n1", START)?;
+    Ok(lab)
+}
+
+/// Whether the counter runs: its file grows.
+pub fn counts(lab: &Lab) -> Result<bool> {
+    let sizes = lab.sh(
+        "n1",
+        "stat -c %s /root/count; sleep 1; stat -c %s /root/count",
+    )?;
+    let mut sizes = sizes.lines();
+    Ok(sizes.next().context("no count")? != sizes.next().context("no count")?)
+}
+
+fn during_a_move(lab: &Lab, delay_ms: u64, fault: impl FnOnce() -> Result<()>) -> Result<()> {
+    let mut migrate = lab.command("n1", ["sh", "-c", "omfs migrate $(cat /root/pid) n2"])?;
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(move || output(&mut migrate, Duration::from_secs(60)));
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        fault()?;
+        let result = moving.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        ensure!(
+            !result.status.success(),
+            "the move succeeded without its target"
+        );
+        ensure!(!result.stderr.is_empty(), "it does not say why");
+        Ok(())
+    })?;
+    let counting = || counts(lab).ok().filter(|counting| *counting);
+    wait::until(Duration::from_secs(10), counting).context("the job does not run on at home")?;
+    Ok(())
+}
+
+fn target_dies() -> Result<()> {
+    let lab = with_counter(2)?;
+    during_a_move(&lab, 1500, || lab.kill("n2"))?;
+    lab.down()
+}
+
+fn link_cut() -> Result<()> {
+    let lab = with_counter(2)?;
+    for delay_ms in [30, 300, 1000, 3000] {
+        let random_ms = delay_ms + u64::from(rand::random::<u8>());
+        during_a_move(&lab, random_ms, || lab.cut("n2"))
+            .with_context(|| format!("cut after {random_ms} ms"))?;
+        lab.heal("n2")?;
+        let back = || lab.sh("n1", "cat /mfs/n2/etc/hostname").ok();
+        wait::until(Duration::from_secs(20), back).context("n2 does not come back")?;
+    }
+    lab.sh("n1", "omfs migrate $(cat /root/pid) n2")?;
+    ensure!(counts(&lab)?, "it does not run on n2");
+    lab.down()
+}
+
+const BUSY: &str = "sh -c 'i=0; while :; do i=$((i+1)); done'";
+
+fn host_dies() -> Result<()> {
+    let lab = Lab::up(&with_omfs(2)?)?;
+    let script = format!(
+        "{BUSY} & pid=$!; sleep 0.3; omfs migrate $pid n2 || exit 1; \
+                          echo away >/root/away; wait $pid; echo $?"
+    );
+    let mut job = lab.command("n1", ["sh", "-c", &script])?;
+    let job = std::thread::spawn(move || output(&mut job, Duration::from_secs(60)));
+    let away = || {
+        lab.run("n1", "test -e /root/away")
+            .ok()?
+            .status
+            .success()
+            .then_some(())
+    };
+    wait::until(Duration::from_secs(20), away).context("it does not leave")?;
+    lab.kill("n2")?;
+    let result = job.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+    let text = String::from_utf8_lossy(&result.stdout);
+    ensure!(text == "137\n", "its parent saw {text}");
+    ensure!(
+        lab.sh("n1", "cat /var/log/omfs.log")?.contains("n2"),
+        "nothing in the log"
+    );
+    lab.down()
+}
+
+fn home_dies() -> Result<()> {
+    let lab = Lab::up(&with_omfs(2)?)?;
+    lab.sh(
+        "n1",
+        &format!("{BUSY} >/dev/null 2>&1 & sleep 0.3; omfs migrate $! n2"),
+    )?;
+    let guests = "ps -eo args | grep -c '[w]hile :; do i='";
+    ensure!(
+        lab.run("n2", guests)?.stdout == b"1\n",
+        "n2 does not have it"
+    );
+    lab.kill("n1")?;
+    let gone = || (lab.run("n2", guests).ok()?.stdout == b"0\n").then_some(());
+    wait::until(Duration::from_secs(10), gone).context("a guest without a home lives on")?;
+    lab.down()
+}

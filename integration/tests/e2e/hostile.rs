@@ -1,0 +1,159 @@
+//! Strangers, forged papers and full disks.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::lab::{Lab, wait};
+
+use crate::harness::{Module, Need};
+
+const CERTIFICATES: &[Need] = &[Need::Tool("python3"), Need::Tool("openssl")];
+
+/// Adds the tests; the lab's nodes run omfs without mounts.
+pub fn add(module: &mut Module) {
+    module
+        .test("expired_and_foreign_tokens", &[], tokens)
+        .test("expired_and_foreign_certificates", CERTIFICATES, papers)
+        .test("a_full_state_disk", &[], full_disk);
+}
+
+/// A second configuration of a node: everything apart from the real one's.
+fn second(lab: &Lab, node: &str, name: &str) -> Result<String> {
+    let path = format!("/srv/{name}.toml");
+    let text = format!(
+        "[node]\nname = \"{name}\"\nstate_dir = \"/srv/{name}/state\"\nrun_dir = \"/srv/{name}/run\"\n\
+         [network]\ncontrol_port = 7790\ndata_port = 7791\n"
+    );
+    lab.put(node, &path, text.as_bytes())?;
+    lab.sh(node, &format!("mkdir -p /srv/{name}/run"))?;
+    Ok(format!("omfs --config {path}"))
+}
+
+fn refused(lab: &Lab, node: &str, command: &str, status: i32, reason: &str) -> Result<()> {
+    let result = lab.run(node, command)?;
+    let said = String::from_utf8_lossy(&result.stderr);
+    ensure!(
+        result.status.code() == Some(status) && said.contains(reason),
+        "{command}: {:?}: {said}",
+        result.status
+    );
+    ensure!(!said.contains("panicked"), "{said}");
+    Ok(())
+}
+
+fn tokens(lab: &Lab) -> Result<()> {
+    let omfs = second(lab, "n2", "newcomer")?;
+    let join = format!("{omfs} cluster join 10.77.0.1 --token");
+    let token = lab.sh("n1", "omfs cluster token --ttl-s 1; sleep 2.1")?;
+    refused(lab, "n2", &format!("{join} {token}"), 77, "expired")?;
+    let foreign = second(lab, "n2", "foreign-authority")?;
+    let token = lab.sh(
+        "n2",
+        &format!("{foreign} cluster init lab >/dev/null && {foreign} cluster token"),
+    )?;
+    refused(lab, "n2", &format!("{join} {token}"), 77, "another cluster")?;
+    // What failed leaves nothing behind: a good token still works.
+    let token = lab.sh("n1", "omfs cluster token")?;
+    refused(
+        lab,
+        "n2",
+        &format!("{join} {} --id 3", token.trim()),
+        1,
+        "node id 3",
+    )?;
+    lab.sh("n2", &format!("{join} {} --id 77", token.trim()))
+        .map(drop)
+}
+
+/// Says what becomes of a client with these papers, at the control port and the data port of n2.
+const CLIENT: &str = "import socket,ssl,sys
+for port,alpn in ((7780,['h2']),(7781,None)):
+    c=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); c.check_hostname=False; c.verify_mode=ssl.CERT_NONE
+    if len(sys.argv)>1: c.load_cert_chain(sys.argv[1],sys.argv[2])
+    if alpn: c.set_alpn_protocols(alpn)
+    try:
+        s=c.wrap_socket(socket.create_connection(('n2',port),timeout=10)); s.settimeout(1)
+        print('data' if s.recv(100) else 'closed')
+    except ssl.SSLError as e: print(e.reason)
+    except TimeoutError: print('silence')";
+
+/// Whoever has the CA's key can make papers of any kind.
+const FORGE: &str = "set -e; cd /srv; P=/var/lib/omfs/pki
+printf 'subjectAltName=DNS:n1.lab.omfs,URI:omfs://lab/1\\n' >papers.ext
+openssl ecparam -name prime256v1 -genkey -noout -out papers.key
+openssl req -new -key papers.key -subj /CN=n1 -out papers.csr
+sign() { openssl x509 -req -in papers.csr -CA $1/ca.pem -CAkey $1/ca-key.pem -set_serial 7 -days $2 \
+         -extfile papers.ext -out $3 2>/dev/null; }
+sign $P 10 good.pem; sign $P -1 expired.pem
+omfs --config /srv/forger.toml cluster init lab >/dev/null
+sign /srv/forger/state/pki 10 foreign.pem";
+
+fn papers(lab: &Lab) -> Result<()> {
+    second(lab, "n1", "forger")?;
+    lab.put("n1", "/srv/client.py", CLIENT.as_bytes())?;
+    lab.sh("n1", FORGE)?;
+    let show = |papers: &str| lab.sh("n1", &format!("cd /srv; python3 client.py {papers}"));
+    let good = show("good.pem papers.key")?;
+    ensure!(good == "data\nsilence\n", "good papers: {good}");
+    let expired = show("expired.pem papers.key")?;
+    ensure!(
+        expired.matches("CERTIFICATE_EXPIRED").count() == 2,
+        "expired papers: {expired}"
+    );
+    let foreign = show("foreign.pem papers.key")?;
+    let (control, data) = foreign.trim().split_once('\n').context("two lines")?;
+    for said in [control, data] {
+        ensure!(
+            said.contains("UNKNOWN_CA")
+                || said.contains("BAD_CERTIFICATE")
+                || said.contains("DECRYPT_ERROR"),
+            "foreign papers: {foreign}"
+        );
+    }
+    let none = show("")?;
+    ensure!(
+        none.starts_with("data\n") && none.contains("CERTIFICATE_REQUIRED"),
+        "without papers only the service Join is there: {none}"
+    );
+    Ok(())
+}
+
+fn full_disk(lab: &Lab) -> Result<()> {
+    let omfs = second(lab, "n3", "full")?;
+    let small = "mkdir -p /srv/full/state && mount -t tmpfs -o size=4m small /srv/full/state";
+    lab.sh("n3", small)?;
+    let fill = "cat /dev/zero >/srv/full/state/rest 2>/dev/null";
+    lab.run("n3", fill)?;
+    refused(
+        lab,
+        "n3",
+        &format!("{omfs} cluster init full"),
+        1,
+        "No space left",
+    )?;
+    lab.sh("n3", "rm /srv/full/state/rest")?;
+    lab.sh("n3", &format!("{omfs} cluster init full"))?;
+    lab.sh(
+        "n3",
+        &format!("setsid {omfs} daemon >/srv/full.log 2>&1 </dev/null & echo $! >/srv/full.pid"),
+    )?;
+    let answers = || lab.sh("n3", &format!("{omfs} status")).ok();
+    wait::until(Duration::from_secs(20), answers).context("the daemon does not answer")?;
+    lab.run("n3", fill)?;
+    refused(lab, "n3", &format!("{omfs} stay"), 1, "No space left")?;
+    refused(
+        lab,
+        "n3",
+        &format!("{omfs} cluster token"),
+        1,
+        "No space left",
+    )?;
+    lab.sh("n3", &format!("{omfs} status && {omfs} nodes && {omfs} ps"))?;
+    lab.sh("n3", "rm /srv/full/state/rest")?;
+    lab.sh("n3", &format!("{omfs} nostay && {omfs} cluster token"))?;
+    lab.sh(
+        "n3",
+        "! grep panicked /srv/full.log && kill $(cat /srv/full.pid)",
+    )
+    .map(drop)
+}

@@ -1,0 +1,65 @@
+//! Namespaces with one blank child, as a supervisor makes them, but on the machine's own root.
+
+use std::error::Error;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+
+use migrator::sys::clone3::{self, Forked};
+use migrator::sys::pidfd;
+use nix::sched::CloneFlags;
+
+const CLONE_NEWTIME: i32 = 0x80;
+
+pub fn run(pid: &str, monotonic_ns: &str, boottime_ns: &str) -> Result<(), Box<dyn Error>> {
+    let pid: i32 = pid.parse()?;
+    let offsets: (i64, i64) = (monotonic_ns.parse()?, boottime_ns.parse()?);
+    let flags = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
+    match clone3::fork(flags.bits() as u64, &[])? {
+        Forked::Child => {
+            let made = first_process(pid, offsets);
+            eprintln!("cage: {made:?}");
+            std::process::exit(1)
+        }
+        Forked::Parent { pid: init, pidfd } => {
+            let mut rest = Vec::new();
+            let children = format!("/proc/{init}/task/{init}/children");
+            for _ in 0..500 {
+                let text = fs::read_to_string(&children)?;
+                if let Some(child) = text.split_whitespace().next() {
+                    println!("{child}");
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            io::stdin().read_to_end(&mut rest)?;
+            pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL)?;
+            Ok(())
+        }
+    }
+}
+
+fn first_process(pid: i32, (monotonic_ns, boottime_ns): (i64, i64)) -> Result<(), Box<dyn Error>> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    nix::sched::unshare(CloneFlags::from_bits_retain(CLONE_NEWTIME))?;
+    let line = |name: &str, ns: i64| {
+        let (seconds, rest) = (ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+        format!("{name} {seconds} {rest}\n")
+    };
+    let text = line("monotonic", monotonic_ns) + &line("boottime", boottime_ns);
+    fs::write("/proc/self/timens_offsets", text)?;
+    match clone3::fork(0, &[pid])? {
+        Forked::Child => {
+            crate::sys::close_all();
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        Forked::Parent { .. } => loop {
+            match nix::sys::wait::wait() {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(_) => return Ok(()),
+            }
+        },
+    }
+}

@@ -1,0 +1,31 @@
+//! Programs that the migrator's tests need as processes of their own.
+//!
+//! * `cage PID MONOTONIC_NS BOOTTIME_NS` — namespaces with one blank child of that PID; says its id
+//!   out here and waits for the end of its standard input.
+//! * `guest-threads ROUNDS` — a program that checks itself while it is moved about.
+
+#![deny(unsafe_code)]
+
+mod cage;
+mod guest;
+mod sys;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done: Result<(), Box<dyn Error>> = match words.as_slice() {
+        ["cage", pid, monotonic_ns, boottime_ns] => cage::run(pid, monotonic_ns, boottime_ns),
+        ["guest-threads", rounds] => guest::run(rounds),
+        _ => Err("usage: cage PID MONOTONIC_NS BOOTTIME_NS | guest-threads ROUNDS".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("migrator-testkit: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

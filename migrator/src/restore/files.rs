@@ -1,0 +1,308 @@
+//! Descriptors of a frozen process, worked on from inside by injected calls.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::capture::file_id;
+use crate::image::{FileIdImage, FileImage, FileKind};
+use crate::tracee::{Frozen, TraceeError};
+
+use super::{RestoreError, Sources};
+
+/// Flags of an open description that a new open() can give again.
+const KEPT_FLAGS: i32 = libc::O_ACCMODE
+    | libc::O_APPEND
+    | libc::O_NONBLOCK
+    | libc::O_DIRECT
+    | libc::O_NOATIME
+    | libc::O_SYNC
+    | libc::O_PATH
+    | libc::O_DIRECTORY;
+
+/// Longest path the kernel takes, its final zero byte included (PATH_MAX).
+const PATH_BYTES_MAX: usize = 4096;
+
+/// Finds the files of an image: by name if that is still the same file, else by the deputy's own.
+#[derive(Clone, Debug)]
+pub struct Finder {
+    sources: Option<Sources>,
+}
+
+impl Finder {
+    /// Looks in `sources`.
+    #[must_use]
+    pub fn new(sources: Sources) -> Self {
+        Self {
+            sources: Some(sources),
+        }
+    }
+
+    /// At home: paths are the process' own, and there is no other place to look.
+    #[must_use]
+    pub fn at_home() -> Self {
+        Self { sources: None }
+    }
+
+    /// Opens the file that had `path` and `id` at home, or else `inside` of the deputy's
+    /// directory if the deputy has it, in the process; answers the new descriptor, the lowest free.
+    ///
+    /// # Errors
+    /// `File` when neither is there.
+    pub fn open(
+        &self,
+        frozen: &mut Frozen,
+        path: &[u8],
+        id: Option<&FileIdImage>,
+        inside: Option<&Path>,
+        flags: i32,
+    ) -> Result<i32, RestoreError> {
+        let mut by_name = Err(io::Error::from_raw_os_error(libc::ENOENT));
+        if !id.is_some_and(|id| id.unlinked) {
+            by_name = self.open_by_name(frozen, path, id, flags)?;
+        }
+        let error = match by_name {
+            Ok(fd) => return Ok(fd),
+            Err(error) => error,
+        };
+        let (Some(sources), Some(inside)) = (&self.sources, inside) else {
+            return Err(failed(path, error));
+        };
+        match open(frozen, &sources.proc_dir.join(inside), flags) {
+            Err(TraceeError::Call { error, .. }) => Err(failed(path, error)),
+            other => Ok(other?),
+        }
+    }
+
+    /// Only by name; the outer result is the process' trouble, the inner the file's.
+    fn open_by_name(
+        &self,
+        frozen: &mut Frozen,
+        path: &[u8],
+        id: Option<&FileIdImage>,
+        flags: i32,
+    ) -> Result<io::Result<i32>, RestoreError> {
+        let path = self.place(path);
+        let fd = match open(frozen, &path, flags) {
+            Err(TraceeError::Call { error, .. }) => return Ok(Err(error)),
+            other => other?,
+        };
+        let link = format!("/proc/{}/fd/{fd}", frozen.pid());
+        let mut found = file_id(Path::new(&link));
+        if let (Some(sources), Ok(found)) = (&self.sources, &mut found) {
+            sources.numbers.translate(found);
+        }
+        if let (Some(wanted), Ok(found)) = (id, found)
+            && same_file(wanted, &found)
+        {
+            return Ok(Ok(fd));
+        }
+        close(frozen, fd)?;
+        Ok(Err(io::Error::from_raw_os_error(libc::ESTALE)))
+    }
+
+    /// Where a path of home is found.
+    #[must_use]
+    pub fn place(&self, path: &[u8]) -> PathBuf {
+        let Some(sources) = &self.sources else {
+            return PathBuf::from(OsStr::from_bytes(path));
+        };
+        let relative = path.strip_prefix(b"/").unwrap_or(path);
+        sources.root.join(OsStr::from_bytes(relative))
+    }
+}
+
+fn failed(path: &[u8], error: io::Error) -> RestoreError {
+    RestoreError::File {
+        path: String::from_utf8_lossy(path).into_owned(),
+        error,
+    }
+}
+
+/// Is this the same file, as far as can be told? By home's numbers where they are known, else by
+/// size and time: devices and inode numbers differ between a file system and its view elsewhere.
+#[must_use]
+pub fn same_file(wanted: &FileIdImage, found: &FileIdImage) -> bool {
+    if (wanted.device, wanted.inode) == (found.device, found.inode) {
+        return true;
+    }
+    if wanted.homes_numbers && found.homes_numbers {
+        return false;
+    }
+    let same_type = wanted.mode & libc::S_IFMT == found.mode & libc::S_IFMT;
+    // A directory's size and time are the file system's business.
+    let directory = wanted.mode & libc::S_IFMT == libc::S_IFDIR;
+    let device = wanted.mode & libc::S_IFMT == libc::S_IFCHR;
+    let same_version = wanted.bytes == found.bytes && wanted.modified_ns == found.modified_ns;
+    same_type && (directory || device || same_version)
+}
+
+/// openat(2) in the process; the path as the process sees it. The lowest free descriptor.
+///
+/// # Errors
+/// `Call` with open's errno.
+pub fn open(frozen: &mut Frozen, path: &Path, flags: i32) -> Result<i32, TraceeError> {
+    let path = path_argument(frozen, path)?;
+    let args = [libc::AT_FDCWD as u64, path, flags as u64, 0, 0, 0];
+    frozen
+        .call(0, ("open", libc::SYS_openat), args)
+        .map(|fd| fd as i32)
+}
+
+/// close(2) in the process.
+///
+/// # Errors
+/// `Call`.
+pub fn close(frozen: &mut Frozen, fd: i32) -> Result<(), TraceeError> {
+    frozen
+        .call(0, ("close", libc::SYS_close), [fd as u64, 0, 0, 0, 0, 0])
+        .map(drop)
+}
+
+/// dup3(2) in the process: `to` becomes another number of `from`'s description.
+///
+/// # Errors
+/// `Call`.
+pub fn duplicate(
+    frozen: &mut Frozen,
+    from: i32,
+    to: i32,
+    close_on_exec: bool,
+) -> Result<(), TraceeError> {
+    let flags = if close_on_exec {
+        libc::O_CLOEXEC as u64
+    } else {
+        0
+    };
+    frozen
+        .call(
+            0,
+            ("dup3", libc::SYS_dup3),
+            [from as u64, to as u64, flags, 0, 0, 0],
+        )
+        .map(drop)
+}
+
+/// lseek(2) in the process, to an absolute position.
+///
+/// # Errors
+/// `Call`.
+pub fn seek(frozen: &mut Frozen, fd: i32, offset: u64) -> Result<(), TraceeError> {
+    let args = [fd as u64, offset, libc::SEEK_SET as u64, 0, 0, 0];
+    frozen.call(0, ("lseek", libc::SYS_lseek), args).map(drop)
+}
+
+/// fcntl(F_SETFL) in the process.
+///
+/// # Errors
+/// `Call`.
+pub fn set_flags(frozen: &mut Frozen, fd: i32, flags: u32) -> Result<(), TraceeError> {
+    let args = [fd as u64, libc::F_SETFL as u64, flags.into(), 0, 0, 0];
+    frozen.call(0, ("fcntl", libc::SYS_fcntl), args).map(drop)
+}
+
+/// chdir(2) in the process.
+///
+/// # Errors
+/// `Call`.
+pub fn change_directory(frozen: &mut Frozen, path: &Path) -> Result<(), TraceeError> {
+    let path = path_argument(frozen, path)?;
+    frozen
+        .call(0, ("chdir", libc::SYS_chdir), [path, 0, 0, 0, 0, 0])
+        .map(drop)
+}
+
+/// Writes a path into the scratch memory.
+fn path_argument(frozen: &mut Frozen, path: &Path) -> Result<u64, TraceeError> {
+    let mut bytes = path.as_os_str().to_owned().into_vec();
+    bytes.push(0);
+    if bytes.len() > PATH_BYTES_MAX {
+        let error = io::Error::from_raw_os_error(libc::ENAMETOOLONG);
+        return Err(TraceeError::Call {
+            call: "open",
+            error,
+        });
+    }
+    let scratch = frozen.stub()?.scratch;
+    frozen.leader()?.stopped.memory().write(scratch, &bytes)?;
+    Ok(scratch)
+}
+
+/// Opens one descriptor of an image at its number, which must be free; lower ones that are open
+/// in the image must be open already. Home's descriptors get a placeholder that can do nothing.
+///
+/// # Errors
+/// `File` when it is not found.
+pub fn place_file(
+    frozen: &mut Frozen,
+    file: &FileImage,
+    finder: &Finder,
+) -> Result<(), RestoreError> {
+    let exec_flag = if file.close_on_exec {
+        libc::O_CLOEXEC
+    } else {
+        0
+    };
+    if file.same_as > 0 && !file.home {
+        duplicate(frozen, file.same_as - 1, file.number, file.close_on_exec)?;
+        return Ok(());
+    }
+    let fd = if file.home {
+        open(
+            frozen,
+            &finder.place(b"/dev/null"),
+            libc::O_PATH | exec_flag,
+        )?
+    } else {
+        let inside = (!file.opened_away).then(|| inside_fd(file.number));
+        finder.open(
+            frozen,
+            &file.path,
+            file.id.as_ref(),
+            inside.as_deref(),
+            open_flags(file),
+        )?
+    };
+    settle(frozen, file, fd)?;
+    Ok(())
+}
+
+/// The same for a file that is found at this very path.
+///
+/// # Errors
+/// `Call` with open's errno.
+pub fn place_file_from(
+    frozen: &mut Frozen,
+    file: &FileImage,
+    path: &Path,
+) -> Result<(), TraceeError> {
+    let fd = open(frozen, path, open_flags(file))?;
+    settle(frozen, file, fd)
+}
+
+fn open_flags(file: &FileImage) -> i32 {
+    let exec_flag = if file.close_on_exec {
+        libc::O_CLOEXEC
+    } else {
+        0
+    };
+    (file.flags as i32 & KEPT_FLAGS) | exec_flag
+}
+
+/// Gives a file that was opened as `fd` its number and its offset.
+fn settle(frozen: &mut Frozen, file: &FileImage, fd: i32) -> Result<(), TraceeError> {
+    if fd != file.number {
+        duplicate(frozen, fd, file.number, file.close_on_exec)?;
+        close(frozen, fd)?;
+    }
+    let seekable = matches!(file.kind(), FileKind::Regular | FileKind::Directory);
+    if !file.home && seekable && file.offset != 0 {
+        seek(frozen, file.number, file.offset)?;
+    }
+    Ok(())
+}
+
+fn inside_fd(number: i32) -> PathBuf {
+    PathBuf::from(format!("fd/{number}"))
+}

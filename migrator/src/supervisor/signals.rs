@@ -1,0 +1,136 @@
+//! Signals on their way from the deputy to the guest.
+//!
+//! The kernel does not let one process claim another's origin for a signal, so each is queued with
+//! a token in place of its description; when the guest is about to receive it, the supervisor, as
+//! its tracer, puts the description in.
+
+use std::collections::BTreeMap;
+
+use crate::sys::ptrace::{RawSiginfo, SIGINFO_BYTES};
+
+/// Most descriptions kept; the oldest go first. (RLIMIT_SIGPENDING is of this order.)
+const KEPT_MAX: usize = 4096;
+/// Marks our tokens among values that programs queue themselves.
+const MARK: u64 = 0x6f6d_6673 << 32;
+
+/// Descriptions of signals that were queued and not yet received.
+#[derive(Debug, Default)]
+pub struct Forwarded {
+    waiting: BTreeMap<u32, RawSiginfo>,
+    next: u32,
+}
+
+impl Forwarded {
+    /// Remembers a signal's description; answers what to queue in its place.
+    pub fn token_for(&mut self, info: RawSiginfo) -> RawSiginfo {
+        let token = self.next;
+        self.next = self.next.wrapping_add(1);
+        let signal = info.signal();
+        if signal < libc::SIGRTMIN() {
+            // At most one of each waits in the kernel, and this one replaces it.
+            self.waiting.retain(|_, other| other.signal() != signal);
+        }
+        self.waiting.insert(token, info);
+        while self.waiting.len() > KEPT_MAX {
+            self.waiting.pop_first();
+        }
+        queued(signal, token)
+    }
+
+    /// The description behind a token, once; `None` for a signal that is not ours.
+    pub fn take(&mut self, info: &RawSiginfo) -> Option<RawSiginfo> {
+        self.waiting.remove(&token_of(info)?)
+    }
+
+    /// What a pending signal of the guest really is, for an image.
+    #[must_use]
+    pub fn translate(&self, info: &RawSiginfo) -> RawSiginfo {
+        let known = token_of(info).and_then(|token| self.waiting.get(&token));
+        known.copied().unwrap_or(*info)
+    }
+}
+
+fn queued(signal: i32, token: u32) -> RawSiginfo {
+    let mut bytes = [0; SIGINFO_BYTES];
+    let value = MARK | u64::from(token);
+    put(&mut bytes, 0, &signal.to_ne_bytes());
+    put(&mut bytes, 8, &libc::SI_QUEUE.to_ne_bytes());
+    put(&mut bytes, 24, &value.to_ne_bytes());
+    RawSiginfo(bytes)
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    let place = bytes.iter_mut().skip(at);
+    place.zip(value).for_each(|(to, from)| *to = *from);
+}
+
+/// The token in a signal queued by [`queued`]: the kernel sets the sender of a signal from outside
+/// the guest's PID namespace to 0, which nobody inside can claim.
+fn token_of(info: &RawSiginfo) -> Option<u32> {
+    let word = |at: usize| info.0.get(at..at + 4);
+    let value = info
+        .0
+        .get(24..32)?
+        .try_into()
+        .ok()
+        .map(u64::from_ne_bytes)?;
+    let ours =
+        info.code() == libc::SI_QUEUE && word(16) == Some(&[0; 4]) && value & !0xffff_ffff == MARK;
+    ours.then(|| u32::try_from(value & 0xffff_ffff).ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signal(number: i32, sender: u8) -> RawSiginfo {
+        let mut bytes = [0; SIGINFO_BYTES];
+        put(&mut bytes, 0, &number.to_ne_bytes());
+        put(&mut bytes, 16, &[sender]);
+        RawSiginfo(bytes)
+    }
+
+    #[test]
+    fn a_description_comes_back_once() {
+        let mut forwarded = Forwarded::default();
+        let original = signal(libc::SIGUSR1, 77);
+        let token = forwarded.token_for(original);
+        assert_eq!(
+            (token.signal(), token.code()),
+            (libc::SIGUSR1, libc::SI_QUEUE)
+        );
+        assert_eq!(forwarded.translate(&token), original);
+        assert_eq!(forwarded.take(&token), Some(original));
+        assert_eq!(forwarded.take(&token), None);
+        assert_eq!(forwarded.translate(&token), token);
+    }
+
+    #[test]
+    fn signals_of_others_are_left_alone() {
+        let mut forwarded = Forwarded::default();
+        let token = forwarded.token_for(signal(libc::SIGUSR1, 1));
+        let mut foreign = token;
+        foreign.0[16] = 5; // somebody inside the guest sent it
+        assert_eq!(forwarded.take(&foreign), None);
+        assert_eq!(forwarded.take(&signal(libc::SIGUSR1, 0)), None);
+    }
+
+    #[test]
+    fn only_the_newest_standard_signal_and_all_real_time_ones_are_kept() {
+        let mut forwarded = Forwarded::default();
+        let old = forwarded.token_for(signal(libc::SIGTERM, 1));
+        let new = forwarded.token_for(signal(libc::SIGTERM, 2));
+        assert_eq!(forwarded.take(&old), None);
+        assert_eq!(forwarded.take(&new), Some(signal(libc::SIGTERM, 2)));
+        let all: Vec<_> = (0..3)
+            .map(|sender| forwarded.token_for(signal(libc::SIGRTMIN(), sender)))
+            .collect();
+        for (sender, token) in (0..3).zip(&all) {
+            assert_eq!(
+                forwarded.take(token),
+                Some(signal(libc::SIGRTMIN(), sender))
+            );
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! All threads of a process stopped at once.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::sys::ptrace::RawSiginfo;
+use crate::sys::regs::Regs;
+
+use super::inject::{self, SignalSeen, Stub};
+use super::{Running, Stop, Stopped, TraceeError, options, procfs};
+
+/// How often the list of threads is read until no new one appears.
+const ROUNDS_MAX: usize = 100;
+/// Scratch memory of the stub that a frozen process gets.
+const SCRATCH_BYTES: u64 = 32 * 1024;
+/// Every signal.
+pub(crate) const ALL_SIGNALS: u64 = u64::MAX;
+
+/// One stopped thread of a frozen process.
+#[derive(Debug)]
+pub struct FrozenThread {
+    /// The stopped tracee.
+    pub stopped: Stopped,
+    /// Registers as they were when it stopped, restart codes included.
+    pub regs: Regs,
+    /// The signals it blocks (all are blocked while it works for us).
+    pub sigmask: u64,
+    /// It was stopped by this signal already (or stopped so meanwhile).
+    pub group_stop: Option<i32>,
+}
+
+/// A process whose threads are all stopped by us. Dropping it without [`Frozen::thaw`] leaves the
+/// release to the kernel when the tracer thread ends: the process then runs on, but interrupted
+/// calls may be lost if a call was injected; so thaw.
+#[derive(Debug)]
+pub struct Frozen {
+    pid: i32,
+    /// The leader first.
+    pub threads: Vec<FrozenThread>,
+    /// Signals taken from the queues while freezing or injecting; they are put back by thaw.
+    pub signals: Vec<SignalSeen>,
+    stub: Option<Stub>,
+    /// It is to stop when it goes on: SIGSTOP cannot be blocked, so it cannot wait in a queue.
+    stops: bool,
+}
+
+impl Frozen {
+    /// Seizes and stops all threads of `pid`.
+    ///
+    /// # Errors
+    /// [`TraceeError::Died`] when the process ends meanwhile, `Timeout` when a thread hangs in an
+    /// uninterruptible call, `Request` with EPERM when it is traced already. The process runs on
+    /// unharmed in each of these cases.
+    pub fn freeze(pid: i32, timeout: Duration) -> Result<Self, TraceeError> {
+        let deadline = Instant::now() + timeout;
+        let mut frozen = Self {
+            pid,
+            threads: Vec::new(),
+            signals: Vec::new(),
+            stub: None,
+            stops: false,
+        };
+        match frozen.stop_all(deadline) {
+            Ok(()) => Ok(frozen),
+            Err(error) => {
+                // The reason is what the caller wants; a failed release has nobody to tell.
+                let _ = frozen.thaw();
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes over threads that are stopped already (a guest under its supervisor). Their state is
+    /// read now.
+    ///
+    /// # Errors
+    /// [`TraceeError::Died`].
+    pub fn adopt(pid: i32, stopped: Vec<Stopped>, stub: Option<Stub>) -> Result<Self, TraceeError> {
+        let threads = stopped
+            .into_iter()
+            .map(FrozenThread::new)
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            pid,
+            threads,
+            signals: Vec::new(),
+            stub,
+            stops: false,
+        })
+    }
+
+    /// It is to stop as soon as it goes on, as it was stopped elsewhere.
+    pub fn stop_when_it_goes_on(&mut self) {
+        self.stops = true;
+    }
+
+    fn stop_all(&mut self, deadline: Instant) -> Result<(), TraceeError> {
+        let pid = self.pid;
+        for _ in 0..ROUNDS_MAX {
+            let listed = procfs::threads(pid).map_err(|error| procfs::failed(pid, error))?;
+            let known = |tid: &i32| self.threads.iter().any(|t| t.stopped.tid() == *tid);
+            let new: Vec<i32> = listed.into_iter().filter(|tid| !known(tid)).collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            let mut running = Vec::new();
+            let failure = new
+                .iter()
+                .find_map(|tid| self.catch(*tid, &mut running).err());
+            for thread in running {
+                self.collect(thread, deadline)?;
+            }
+            if let Some(error) = failure {
+                return Err(error);
+            }
+        }
+        Err(TraceeError::Timeout { tid: pid })
+    }
+
+    /// Seizes and interrupts one thread. One that has just ended is no failure, unless it leads
+    /// the process.
+    fn catch(&self, tid: i32, running: &mut Vec<Running>) -> Result<(), TraceeError> {
+        match Running::seize(tid, options::TRACESYSGOOD) {
+            Ok(thread) => {
+                let asked = thread.interrupt();
+                running.push(thread);
+                asked
+            }
+            Err(error) if self.may_miss(tid, &error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn may_miss(&self, tid: i32, error: &TraceeError) -> bool {
+        let ending = || {
+            let state = procfs::Stat::of_thread(self.pid, tid).map(|stat| stat.text(3).to_owned());
+            state.map_or(true, |state| matches!(state.as_str(), "Z" | "X"))
+        };
+        tid != self.pid && (error.is_death() || ending())
+    }
+
+    /// Waits for the stop of an interrupted thread; a signal that comes first is kept aside.
+    fn collect(&mut self, mut thread: Running, deadline: Instant) -> Result<(), TraceeError> {
+        let tid = thread.tid();
+        let mut group_stop = None;
+        loop {
+            let stopped = match thread.wait(deadline) {
+                Ok(stopped) => stopped,
+                Err(error) if error.is_death() && tid != self.pid => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            match stopped.stop() {
+                Stop::SignalDelivery(_) => {
+                    self.signals.push(SignalSeen {
+                        tid,
+                        info: stopped.siginfo()?,
+                    });
+                }
+                Stop::GroupStop(signal) => group_stop = Some(signal),
+                _ => {}
+            }
+            if matches!(stopped.stop(), Stop::Interrupted | Stop::GroupStop(_)) {
+                let mut thread = FrozenThread::new(stopped)?;
+                thread.group_stop = group_stop;
+                let place = if tid == self.pid {
+                    0
+                } else {
+                    self.threads.len()
+                };
+                self.threads.insert(place, thread);
+                return Ok(());
+            }
+            thread = stopped.cont(0)?;
+        }
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Is this address in our own stub?
+    #[must_use]
+    pub fn owns(&self, address: u64) -> bool {
+        self.stub.is_some_and(|stub| stub.contains(address))
+    }
+
+    /// The thread that leads the process.
+    ///
+    /// # Errors
+    /// [`TraceeError::Died`] when it is gone.
+    pub fn leader(&mut self) -> Result<&mut FrozenThread, TraceeError> {
+        self.threads
+            .first_mut()
+            .ok_or(TraceeError::Died { tid: self.pid })
+    }
+
+    /// The stub, mapped on first use.
+    ///
+    /// # Errors
+    /// [`TraceeError`].
+    pub fn stub(&mut self) -> Result<Stub, TraceeError> {
+        if let Some(stub) = self.stub {
+            return Ok(stub);
+        }
+        let mut signals = Vec::new();
+        let leader = self.leader()?;
+        leader.stopped.set_sigmask(ALL_SIGNALS)?;
+        let stub = Stub::install(&mut leader.stopped, SCRATCH_BYTES, &mut signals)?;
+        self.signals.append(&mut signals);
+        self.stub = Some(stub);
+        Ok(stub)
+    }
+
+    /// Maps the stub at a chosen free address.
+    ///
+    /// # Errors
+    /// [`TraceeError`].
+    pub fn stub_at(&mut self, address: u64, scratch_bytes: u64) -> Result<Stub, TraceeError> {
+        let mut signals = Vec::new();
+        let leader = self.leader()?;
+        leader.stopped.set_sigmask(ALL_SIGNALS)?;
+        let gate = inject::find_syscall_instruction(&leader.stopped)?;
+        let thread = &mut leader.stopped;
+        let stub = Stub::install_at(thread, gate, Some(address), scratch_bytes, &mut signals)?;
+        self.signals.append(&mut signals);
+        self.stub = Some(stub);
+        Ok(stub)
+    }
+
+    /// Executes a system call in thread `index` (0 is the leader), with all signals blocked.
+    ///
+    /// # Errors
+    /// `Call` when it fails, and [`TraceeError`].
+    pub fn call(
+        &mut self,
+        index: usize,
+        call: (&'static str, i64),
+        args: [u64; 6],
+    ) -> Result<u64, TraceeError> {
+        let stub = self.stub()?;
+        let pid = self.pid;
+        let thread = self
+            .threads
+            .get_mut(index)
+            .ok_or(TraceeError::Died { tid: pid })?;
+        thread.stopped.set_sigmask(ALL_SIGNALS)?;
+        thread
+            .stopped
+            .inject_checked(&stub, call, args, &mut self.signals)
+    }
+
+    /// Lets the process run on as if nothing had happened: the stub goes, signals are put back,
+    /// interrupted system calls are restarted by the kernel's own rules.
+    ///
+    /// # Errors
+    /// The first failure; the remaining threads are released all the same.
+    pub fn thaw(mut self) -> Result<(), TraceeError> {
+        let mut first = self.undo().err();
+        let mut settled = Vec::new();
+        for thread in std::mem::take(&mut self.threads) {
+            match thread.settle(&mut self.stops) {
+                Ok(stopped) => settled.push(stopped),
+                Err(error) => drop(first.get_or_insert(error)),
+            }
+        }
+        self.stop_if_due();
+        for stopped in settled {
+            if let Err(error) = stopped.detach(0) {
+                first.get_or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Lets the process run on under our eyes: signals are put back, registers and masks set, the
+    /// stub stays; the threads in order, traced with `options`.
+    ///
+    /// # Errors
+    /// [`TraceeError`]; the process may run in part then.
+    pub fn run(mut self, options: u32) -> Result<Vec<Running>, TraceeError> {
+        // The kernel ends a group-stop for whom it lets go on, unless that is by detaching.
+        self.stops |= self.threads.iter().any(|t| t.group_stop.is_some());
+        self.requeue_signals()?;
+        let mut prepared = Vec::new();
+        for thread in std::mem::take(&mut self.threads) {
+            let stopped = thread.settle(&mut self.stops)?;
+            stopped.set_options(options)?;
+            prepared.push(stopped);
+        }
+        self.stop_if_due();
+        prepared
+            .into_iter()
+            .map(|stopped| stopped.cont(0))
+            .collect()
+    }
+
+    /// Has a stop that was due take effect, unless SIGCONT has come since.
+    fn stop_if_due(&self) {
+        let pending = procfs::Status::read(self.pid).map_or(0, |status| status.mask("ShdPnd"));
+        if !self.stops || pending & (1 << (libc::SIGCONT - 1)) != 0 {
+            return;
+        }
+        let pid = nix::unistd::Pid::from_raw(self.pid);
+        // A process that is gone needs no stop.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP);
+    }
+
+    fn undo(&mut self) -> Result<(), TraceeError> {
+        self.requeue_signals()?;
+        if let Some(stub) = self.stub.take() {
+            let mut signals = Vec::new();
+            let leader = self.leader()?;
+            let gate = inject::find_syscall_instruction(&leader.stopped)?;
+            stub.remove(&mut leader.stopped, gate, &mut signals)?;
+            // All others are blocked.
+            let stop = |seen: &SignalSeen| seen.info.signal() == libc::SIGSTOP;
+            self.stops |= signals.iter().any(stop);
+        }
+        Ok(())
+    }
+
+    /// Puts signals that were taken back into the queues they came from.
+    ///
+    /// # Errors
+    /// [`TraceeError`].
+    pub fn requeue_signals(&mut self) -> Result<(), TraceeError> {
+        for _ in 0..ROUNDS_MAX {
+            if self.signals.is_empty() {
+                break;
+            }
+            for seen in std::mem::take(&mut self.signals) {
+                let index = self
+                    .threads
+                    .iter()
+                    .position(|t| t.stopped.tid() == seen.tid)
+                    .unwrap_or(0);
+                self.queue_signal(index, &seen.info, seen.info.code() == libc::SI_TKILL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues a signal to thread `index` itself or to the process. The kernel lets only the
+    /// receiver itself claim an arbitrary origin, so the call is injected.
+    ///
+    /// # Errors
+    /// [`TraceeError`].
+    pub fn queue_signal(
+        &mut self,
+        index: usize,
+        info: &RawSiginfo,
+        to_thread: bool,
+    ) -> Result<(), TraceeError> {
+        match info.signal() {
+            libc::SIGSTOP => {
+                self.stops = true;
+                return Ok(());
+            }
+            libc::SIGCONT => self.stops = false,
+            _ => {}
+        }
+        let stub = self.stub()?;
+        let index = if to_thread { index } else { 0 };
+        let own_pid = self.call(0, ("getpid", libc::SYS_getpid), [0; 6])?;
+        let own_tid = self.call(index, ("gettid", libc::SYS_gettid), [0; 6])?;
+        self.leader()?
+            .stopped
+            .memory()
+            .write(stub.scratch, &info.0)?;
+        let signal = info.signal() as u64;
+        if to_thread {
+            let args = [own_pid, own_tid, signal, stub.scratch, 0, 0];
+            self.call(
+                index,
+                ("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo),
+                args,
+            )?;
+        } else {
+            let args = [own_pid, signal, stub.scratch, 0, 0, 0];
+            self.call(0, ("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo), args)?;
+        }
+        Ok(())
+    }
+}
+
+impl FrozenThread {
+    pub(crate) fn new(stopped: Stopped) -> Result<Self, TraceeError> {
+        let (regs, sigmask) = (stopped.regs()?, stopped.sigmask()?);
+        let group_stop = match stopped.stop() {
+            Stop::GroupStop(signal) => Some(signal),
+            _ => None,
+        };
+        Ok(Self {
+            stopped,
+            regs,
+            sigmask,
+            group_stop,
+        })
+    }
+
+    /// Sets registers and signal mask, in a stop from where the thread can go on; `stops` becomes
+    /// true if a SIGSTOP came meanwhile.
+    fn settle(self, stops: &mut bool) -> Result<Stopped, TraceeError> {
+        let stopped = into_signal_stop(self.stopped, stops)?;
+        stopped.set_regs(&self.regs)?;
+        stopped.set_sigmask(self.sigmask)?;
+        Ok(stopped)
+    }
+}
+
+/// Brings a thread to a stop inside the kernel's signal handling, where it applies the restart
+/// rules for the interrupted system call when it goes on: at a system call stop, where an injected
+/// call leaves it, a raw -ERESTARTSYS would go through to the program.
+pub(super) fn into_signal_stop(stopped: Stopped, stops: &mut bool) -> Result<Stopped, TraceeError> {
+    if matches!(stopped.stop(), Stop::Interrupted | Stop::GroupStop(_)) {
+        return Ok(stopped);
+    }
+    let deadline = Instant::now() + super::CALL_DEADLINE;
+    stopped.interrupt()?;
+    let running = stopped.cont(0)?;
+    let mut stopped = running.wait(deadline)?;
+    while !matches!(stopped.stop(), Stop::Interrupted | Stop::GroupStop(_)) {
+        let tid = stopped.tid();
+        if Instant::now() >= deadline {
+            return Err(TraceeError::Timeout { tid });
+        }
+        *stops |= stopped.stop() == Stop::SignalDelivery(libc::SIGSTOP);
+        stopped = stopped.cont(0)?.wait(deadline)?;
+    }
+    Ok(stopped)
+}
+
+impl Stopped {
+    /// Has it stop again at once when it goes on. Any other stop makes the kernel forget an earlier
+    /// request (ptrace_stop() of kernel/signal.c), so it has to be repeated in each.
+    ///
+    /// # Errors
+    /// [`TraceeError::Died`].
+    pub fn interrupt(&self) -> Result<(), TraceeError> {
+        self.ask("PTRACE_INTERRUPT", crate::sys::ptrace::interrupt)
+    }
+}
+
+/// Is this error about a tracee that somebody else traces?
+#[must_use]
+pub fn is_traced_already(error: &TraceeError) -> bool {
+    let TraceeError::Request {
+        request: "PTRACE_SEIZE",
+        error,
+        ..
+    } = error
+    else {
+        return false;
+    };
+    error.kind() == io::ErrorKind::PermissionDenied
+}

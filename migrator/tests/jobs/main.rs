@@ -1,0 +1,10 @@
+//! Real programs are moved between places on one machine, over socket pairs. Needs root.
+
+mod faults;
+mod files;
+mod lab;
+mod many;
+mod pipes;
+mod returns;
+mod signals;
+mod threads;

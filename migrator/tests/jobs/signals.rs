@@ -1,0 +1,217 @@
+//! Signals, stops and ends.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::lab::{Job, Lab, until};
+
+fn send(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+
+fn python(script: &str) -> Child {
+    let mut command = Command::new("python3");
+    let child = command.args(["-c", script]).stdout(Stdio::piped()).spawn();
+    child.unwrap()
+}
+
+/// Output of a program that has said that it is ready.
+fn output(child: &mut Child) -> BufReader<ChildStdout> {
+    let mut from = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    from.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    from
+}
+
+#[test]
+fn handlers_run_away_with_the_senders_description() {
+    let script = "
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+def handler(number, frame):
+    print('handler', number, flush=True)
+signal.signal(signal.SIGUSR1, handler)
+print('ready', flush=True)
+while True:
+    info = signal.sigtimedwait([signal.SIGUSR2], 1000)
+    if info:
+        print('waited', info.si_signo, flush=True)
+";
+    let mut job = Job(python(script));
+    let mut from = output(&mut job.0);
+    let mut lab = Lab::new(job.0.id());
+    lab.migrate();
+    let mut next = || {
+        let mut line = String::new();
+        from.read_line(&mut line).unwrap();
+        line
+    };
+    for _ in 0..5 {
+        send(&job.0, Signal::SIGUSR1);
+        assert_eq!(next(), format!("handler {}\n", libc::SIGUSR1));
+        send(&job.0, Signal::SIGUSR2);
+        assert_eq!(next(), format!("waited {}\n", libc::SIGUSR2));
+    }
+    lab.home();
+    send(&job.0, Signal::SIGUSR1);
+    assert_eq!(next(), format!("handler {}\n", libc::SIGUSR1));
+}
+
+#[test]
+fn deadly_signals_give_the_same_wait_status() {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGHUP] {
+        let mut job = Job(Command::new("sleep").arg("100").spawn().unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        let mut lab = Lab::new(job.0.id());
+        lab.migrate();
+        send(&job.0, signal);
+        assert_eq!(job.wait().signal(), Some(signal as i32));
+        // The guest goes with it.
+        assert!(super::lab::wait(lab.last_host()).success());
+    }
+}
+
+#[test]
+fn a_crash_away_is_a_crash_at_home() {
+    let script = "
+import os, signal, sys
+print('ready', flush=True)
+sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGSEGV)
+";
+    let mut command = Command::new("python3");
+    command
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut job = Job(command.spawn().unwrap());
+    let _from = output(&mut job.0);
+    let mut lab = Lab::new(job.0.id());
+    lab.migrate();
+    drop(job.0.stdin.take());
+    assert_eq!(job.wait().signal(), Some(libc::SIGSEGV));
+}
+
+#[test]
+fn a_sleep_is_not_disturbed_by_signals_that_are_ignored() {
+    let mut job = Job(Command::new("sleep").arg("2").spawn().unwrap());
+    std::thread::sleep(Duration::from_millis(100));
+    let begun = std::time::Instant::now();
+    let mut lab = Lab::new(job.0.id());
+    lab.migrate();
+    for _ in 0..10 {
+        send(&job.0, Signal::SIGCHLD);
+        send(&job.0, Signal::SIGWINCH);
+    }
+    assert!(job.wait().success());
+    let taken = begun.elapsed();
+    assert!(
+        taken > Duration::from_millis(1800) && taken < Duration::from_secs(4),
+        "{taken:?}"
+    );
+}
+
+#[test]
+fn stop_and_continue_are_seen_by_the_parent() {
+    let script = "
+import time
+print('ready', flush=True)
+while True:
+    time.sleep(0.02)
+    print('tick', flush=True)
+";
+    let mut job = Job(python(script));
+    let pid = Pid::from_raw(job.0.id() as i32);
+    let mut from = output(&mut job.0);
+    let mut lab = Lab::new(job.0.id());
+    lab.migrate();
+    let flags = WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED | WaitPidFlag::WNOHANG;
+    for signal in [Signal::SIGSTOP, Signal::SIGTSTP] {
+        send(&job.0, signal);
+        let mut seen = WaitStatus::StillAlive;
+        until("the stop", || {
+            seen = waitpid(pid, Some(flags)).unwrap();
+            seen != WaitStatus::StillAlive
+        });
+        assert_eq!(seen, WaitStatus::Stopped(pid, signal));
+        until("the state", || {
+            lab.state().state == migrator::control::RunState::Stopped
+        });
+        send(&job.0, Signal::SIGCONT);
+        until("the continuation", || {
+            waitpid(pid, Some(flags)).unwrap() == WaitStatus::Continued(pid)
+        });
+        let mut line = String::new();
+        for _ in 0..20 {
+            from.read_line(&mut line).unwrap();
+        }
+    }
+    lab.home();
+    send(&job.0, Signal::SIGTERM);
+    assert_eq!(job.wait().signal(), Some(libc::SIGTERM));
+}
+
+/// A job that goes home by itself all the time, and is sent away again all the time, stands still
+/// while it is stopped, and only then.
+#[test]
+fn a_stop_holds_a_job_that_is_always_on_the_move() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("progress");
+    std::fs::write(&file, "").unwrap();
+    let script = "while :; do echo x >>progress; (:); done";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).current_dir(directory.path());
+    let job = Job(command.stdout(Stdio::piped()).spawn().unwrap());
+    let pid = Pid::from_raw(job.0.id() as i32);
+    let (moves, over) = (AtomicU32::new(0), AtomicBool::new(false));
+    let flags = WaitPidFlag::WUNTRACED | WaitPidFlag::WNOHANG;
+    let size = || std::fs::metadata(&file).unwrap().len();
+    std::thread::scope(|scope| {
+        let _over = OnDrop(&over);
+        scope.spawn(|| {
+            let mut lab = Lab::new(job.0.id());
+            while !over.load(Relaxed) {
+                lab.migrate();
+                moves.fetch_add(1, Relaxed);
+            }
+            lab.home();
+        });
+        for round in 0..10 {
+            let mut seen = WaitStatus::StillAlive;
+            let mut look = || {
+                seen = waitpid(pid, Some(flags)).unwrap();
+                let lives = matches!(seen, WaitStatus::StillAlive | WaitStatus::Stopped(..));
+                assert!(lives, "{seen:?}, {round}");
+                seen != WaitStatus::StillAlive
+            };
+            while look() {}
+            send(&job.0, Signal::SIGSTOP);
+            until("the stop", &mut look);
+            let (stopped_at, moved) = (size(), moves.load(Relaxed));
+            until("moves", || moves.load(Relaxed) >= moved + 3);
+            assert_eq!(size(), stopped_at, "it works while it is stopped, {round}");
+            send(&job.0, Signal::SIGCONT);
+            until("progress", || {
+                look();
+                size() > stopped_at
+            });
+        }
+    });
+}
+
+/// Becomes true at the end of a scope, failed or not.
+struct OnDrop<'b>(&'b AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}

@@ -1,0 +1,50 @@
+//! `omfs manpages`.
+
+use std::path::PathBuf;
+
+use crate::cli;
+use crate::error::{CommandError, CommandResult};
+
+/// Write the manual pages into a directory
+///
+/// Writes omfs.1 and one page per command into a directory.
+#[derive(clap::Args, Debug)]
+pub struct ManpagesArgs {
+    /// An existing directory, e.g. /usr/local/share/man/man1
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// Writes the pages.
+///
+/// # Errors
+/// The directory cannot be written to.
+pub fn run(args: &ManpagesArgs) -> CommandResult {
+    clap_mangen::generate_to(cli::definition(), &args.dir).map_err(|error| {
+        CommandError::from(error).hint(format_args!("does {} exist?", args.dir.display()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_gets_a_page() {
+        let dir = tempfile::tempdir().unwrap();
+        run(&ManpagesArgs {
+            dir: dir.path().to_owned(),
+        })
+        .unwrap();
+        for page in [
+            "omfs.1",
+            "omfs-migrate.1",
+            "omfs-cluster-join.1",
+            "omfs-ps.1",
+        ] {
+            let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+            assert!(text.contains(".TH"), "{page}");
+        }
+        assert!(!dir.path().join("omfs-shim.1").exists());
+    }
+}

@@ -1,0 +1,135 @@
+//! The node's daemon: puts the parts together.
+
+mod admin_service;
+mod cluster_service;
+mod files;
+mod join_service;
+mod limits;
+mod members;
+mod mounts;
+mod recorder;
+mod server;
+mod status_files;
+#[cfg(test)]
+mod tests;
+mod wiring;
+
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
+use omfs::config::Config;
+use omfs::pki::Store;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::Global;
+use crate::error::{CommandError, CommandResult};
+use wiring::Node;
+
+/// Threads of the control plane; bulk data has threads of its own.
+const WORKER_THREADS: usize = 2;
+
+/// Runs the daemon until it is told to end.
+///
+/// # Errors
+/// It could not start: wrong configuration, no cluster, a port in use, another daemon.
+pub fn run(global: &Global, ready_fd: Option<RawFd>) -> CommandResult {
+    let config = global.config()?;
+    start_log(&config);
+    let identity = Store::new(&config.node.state_dir).load().map_err(|error| {
+        CommandError::failure(error).hint(
+            "make a cluster with `omfs cluster init NAME`, or join one with `omfs cluster join`",
+        )
+    })?;
+    // A directory below /mfs would be waited for by the very one who serves it.
+    let config_path = global.config_path.as_deref().map(std::path::absolute);
+    let config_path = config_path.transpose().context("current directory")?;
+    std::env::set_current_dir("/").context("/")?;
+    limits::raise_priority();
+    limits::raise_open_files();
+    make_run_dir(&config.node.run_dir)?;
+    let _lock = lock(&config.node.run_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build()?;
+    let config = Arc::new(config);
+    let result = runtime.block_on(async {
+        let node = Node::start(Arc::clone(&config), config_path, identity).await?;
+        tell_ready(&config, ready_fd)?;
+        wait_for_end().await?;
+        tracing::info!("ending");
+        let _ = std::fs::remove_file(config.ready_file());
+        node.stop().await;
+        anyhow::Ok(())
+    });
+    // Threads that hang in a dead disk must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    Ok(result?)
+}
+
+fn start_log(config: &Config) {
+    let filter = std::env::var("OMFS_LOG").unwrap_or_else(|_| config.log.filter.to_string());
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // A second start in one process happens in tests only.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .try_init();
+}
+
+fn make_run_dir(dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .with_context(|| format!("cannot make {}", dir.display()))
+}
+
+/// Two daemons of one node would take each other's sockets away.
+fn lock(dir: &Path) -> Result<Flock<std::fs::File>, CommandError> {
+    let path = dir.join("daemon.lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => CommandError::failure(format_args!(
+            "another omfs daemon runs here ({})",
+            path.display()
+        ))
+        .hint("`omfs status` shows it"),
+        other => CommandError::failure(format_args!("{}: {other}", path.display())),
+    })
+}
+
+fn tell_ready(config: &Config, ready_fd: Option<RawFd>) -> anyhow::Result<()> {
+    use std::io::Write;
+    let path = config.ready_file();
+    std::fs::write(&path, b"").with_context(|| path.display().to_string())?;
+    if let Some(fd) = ready_fd {
+        // By its name in /proc, since a number from outside may be anything.
+        let mut pipe = std::fs::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/self/fd/{fd}"))
+            .with_context(|| format!("--ready-fd {fd}"))?;
+        pipe.write_all(b"\n").context("--ready-fd")?;
+    }
+    Ok(())
+}
+
+async fn wait_for_end() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

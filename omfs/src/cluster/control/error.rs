@@ -1,0 +1,89 @@
+//! What can go wrong between nodes, and who asks.
+
+use std::fmt;
+
+/// Why a control-plane call, or an admin's wish, was not carried out.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The node is dead, unknown to the network, or did not answer in time.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It refuses, with a reason for people; nothing has changed.
+    #[error("{0}")]
+    Refused(String),
+    /// The caller may not do that.
+    #[error("{0}")]
+    NotPermitted(String),
+    /// No such node, process, ….
+    #[error("{0}")]
+    NotFound(String),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// It was tried and went wrong.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Who asks through the admin socket, as the kernel says (`SO_PEERCRED`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Its user.
+    pub uid: u32,
+    /// Its process, if it is visible from here.
+    pub pid: Option<i32>,
+}
+
+impl Caller {
+    /// Whether it may do what concerns the whole node.
+    #[must_use]
+    pub fn is_root(self) -> bool {
+        self.uid == 0
+    }
+
+    /// Whether it may act on a process of user `uid`.
+    #[must_use]
+    pub fn may_act_for(self, uid: u32) -> bool {
+        self.is_root() || self.uid == uid
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user {}", self.uid)
+    }
+}
+
+impl From<ControlError> for tonic::Status {
+    fn from(error: ControlError) -> Self {
+        use tonic::Code;
+        let code = match &error {
+            ControlError::Unreachable(_) => Code::Unavailable,
+            ControlError::Refused(_) => Code::FailedPrecondition,
+            ControlError::NotPermitted(_) => Code::PermissionDenied,
+            ControlError::NotFound(_) => Code::NotFound,
+            ControlError::Invalid(_) => Code::InvalidArgument,
+            ControlError::Failed(_) => Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<tonic::Status> for ControlError {
+    fn from(status: tonic::Status) -> Self {
+        use tonic::Code;
+        let text = status.message().to_owned();
+        match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(text),
+            Code::FailedPrecondition | Code::ResourceExhausted | Code::AlreadyExists => {
+                Self::Refused(text)
+            }
+            Code::PermissionDenied | Code::Unauthenticated => Self::NotPermitted(text),
+            Code::NotFound => Self::NotFound(text),
+            Code::InvalidArgument | Code::OutOfRange => Self::Invalid(text),
+            // tonic reports a connection that could not be made or broke as Unknown.
+            Code::Unknown if text.contains("transport error") => Self::Unreachable(text),
+            _ => Self::Failed(text),
+        }
+    }
+}

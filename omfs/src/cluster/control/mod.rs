@@ -1,0 +1,8 @@
+//! Calls to other nodes' control planes: one gRPC channel per node, every call with a deadline
+//! (docs/protocol-control.md).
+
+mod clients;
+mod error;
+
+pub use clients::ControlClients;
+pub use error::{Caller, ControlError};

@@ -1,0 +1,53 @@
+//! Who is in the cluster, as the filesystem and the data plane need to know it.
+
+use std::fmt::Debug;
+use std::net::SocketAddr;
+
+use proto::ids::NodeId;
+
+/// What the failure detector believes of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Liveness {
+    /// This node itself.
+    Myself,
+    /// Answers.
+    Alive,
+    /// Missed answers; still to be tried.
+    Suspect,
+    /// Declared dead: nothing is placed there, and no connection is waited for.
+    Dead,
+}
+
+/// One node of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name: a single path component of at most 63 bytes.
+    pub name: String,
+    /// Where its control plane (gRPC) listens.
+    pub control: SocketAddr,
+    /// Where its data plane listens.
+    pub data: SocketAddr,
+    /// What is believed of it.
+    pub liveness: Liveness,
+}
+
+/// The current membership. Answers come from memory and never block.
+pub trait PeerDirectory: Send + Sync + Debug {
+    /// This node.
+    fn myself(&self) -> NodeId;
+    /// Every node ever joined, this one included, by id.
+    fn peers(&self) -> Vec<Peer>;
+    /// A node by its id.
+    fn by_id(&self, id: NodeId) -> Option<Peer> {
+        self.peers().into_iter().find(|peer| peer.id == id)
+    }
+    /// A node by its name, or by its id in decimal.
+    fn by_name_or_id(&self, text: &str) -> Option<Peer> {
+        let id = text.parse::<NodeId>().ok();
+        self.peers()
+            .into_iter()
+            .find(|peer| peer.name == text || Some(peer.id) == id)
+    }
+}
