@@ -1,15 +1,32 @@
 //! Reading what the kernel says of processes. Names of programs and mount points stand in it, and
 //! may be any bytes.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
+
+/// What most files of procfs fit in. The kernel says that they are empty, so a buffer that is not
+/// there before would grow from 32 bytes on, with a system call each time.
+const USUAL_BYTES: usize = 16 << 10;
+/// No file of procfs is read beyond this.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// All of a file of procfs.
+///
+/// # Errors
+/// The kernel's: `NotFound` or ESRCH when the process is gone.
+pub fn bytes(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    File::open(path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// The text of a file of procfs; what is not UTF-8 in it becomes U+FFFD.
 ///
 /// # Errors
 /// The kernel's: `NotFound` or ESRCH when the process is gone.
 pub fn text(path: impl AsRef<Path>) -> io::Result<String> {
-    let bytes = std::fs::read(path)?;
+    let bytes = bytes(path)?;
     Ok(String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }

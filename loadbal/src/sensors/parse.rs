@@ -13,9 +13,13 @@ pub(super) fn text(path: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// What most of these files fit in. The kernel says that they are empty, so a buffer that is not
+/// there before would grow from 32 bytes on, with a system call each time.
+const USUAL_BYTES: usize = 4 << 10;
+
 /// A file's first `max` bytes; `None` if it cannot be read.
 pub(super) fn bytes(path: &Path, max: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
     let file = File::open(path).ok()?;
     file.take(max).read_to_end(&mut bytes).ok()?;
     Some(bytes)

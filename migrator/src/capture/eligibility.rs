@@ -279,7 +279,7 @@ impl Process {
             .into_iter()
             .flat_map(|tid| {
                 let path = format!("/proc/{}/task/{tid}/children", self.pid);
-                let text = fs::read_to_string(path).unwrap_or_default();
+                let text = procfs::read_text(path).unwrap_or_default();
                 text.split_whitespace()
                     .filter_map(|word| word.parse().ok())
                     .collect::<Vec<i32>>()

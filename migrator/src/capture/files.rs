@@ -39,7 +39,7 @@ pub fn open_files(pid: i32) -> Result<Vec<FileImage>, CaptureError> {
 pub fn describe(pid: i32, number: i32) -> io::Result<FileImage> {
     let link = PathBuf::from(format!("/proc/{pid}/fd/{number}"));
     let target = fs::read_link(&link)?;
-    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
+    let info = procfs::read_text(format!("/proc/{pid}/fdinfo/{number}"))?;
     let field = |name: &str| {
         info.lines()
             .find_map(|line| line.strip_prefix(name))

@@ -1,6 +1,5 @@
 //! Mappings and the layout the kernel keeps of an address space.
 
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -25,7 +24,7 @@ impl Detailed {
 /// Reads /proc/PID/smaps: the memory map with its flags.
 pub(super) fn detailed(pid: i32) -> Result<Vec<Detailed>, TraceeError> {
     let text =
-        fs::read(format!("/proc/{pid}/smaps")).map_err(|error| procfs::failed(pid, error))?;
+        procfs::read(format!("/proc/{pid}/smaps")).map_err(|error| procfs::failed(pid, error))?;
     let mut all = Vec::new();
     for line in text.split(|byte| *byte == b'\n') {
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
@@ -129,7 +128,8 @@ fn advice(vma: &Detailed) -> Vec<i32> {
 pub(super) fn layout(frozen: &mut Frozen) -> Result<LayoutImage, CaptureError> {
     let pid = frozen.pid();
     let stat = Stat::read(pid).map_err(|error| procfs::failed(pid, error))?;
-    let auxv = fs::read(format!("/proc/{pid}/auxv")).map_err(|error| procfs::failed(pid, error))?;
+    let auxv =
+        procfs::read(format!("/proc/{pid}/auxv")).map_err(|error| procfs::failed(pid, error))?;
     Ok(LayoutImage {
         start_code: stat.number(26),
         end_code: stat.number(27),

@@ -10,7 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::image::{
     ClockImage, CredentialsImage, IntervalTimerImage, LimitImage, ProcessImage, SignalActionImage,
 };
-use crate::tracee::{Frozen, TraceeError, procfs};
+use crate::tracee::{Call, Frozen, TraceeError, procfs};
 
 use super::{CaptureError, file_id};
 
@@ -26,52 +26,82 @@ pub(super) fn capture_signals(
     let status = procfs::Status::read(pid).map_err(|error| procfs::failed(pid, error))?;
     // SIGCHLD's flags matter (SA_NOCLDWAIT, SA_NOCLDSTOP) even if its action is the default.
     let changed = status.mask("SigIgn") | status.mask("SigCgt") | (1 << (libc::SIGCHLD - 1));
-    for signal in 1..=64 {
-        if changed & !FIXED_SIGNALS & (1 << (signal - 1)) != 0 {
-            image.actions.push(action(frozen, signal)?);
-        }
-    }
+    let is_set = |signal: &i32| changed & !FIXED_SIGNALS & (1 << (signal - 1)) != 0;
+    let signals: Vec<i32> = (1..=64).filter(is_set).collect();
+    ask_kernel(frozen, &signals, image)?;
     let pending = frozen.leader()?.stopped.pending_signals(true)?;
     image.pending_signals = pending.iter().map(|info| info.0.to_vec()).collect();
-    for which in [libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
-        image.timers.extend(timer(frozen, which)?);
+    Ok(())
+}
+
+/// `struct kernel_sigaction` (handler, flags, restorer, mask) and `struct itimerval` (interval and
+/// value, seconds and microseconds each) are both four words.
+const ANSWER_BYTES: u64 = 32;
+
+/// Has the process ask for its signal actions and its CPU-time timers.
+fn ask_kernel(
+    frozen: &mut Frozen,
+    signals: &[i32],
+    image: &mut ProcessImage,
+) -> Result<(), CaptureError> {
+    let scratch = frozen.stub()?.scratch;
+    let place = |at: usize| scratch + at as u64 * ANSWER_BYTES;
+    let actions = signals.iter().enumerate().map(|(at, signal)| {
+        let args = [*signal as u64, 0, place(at), 8, 0, 0];
+        Call::new(("rt_sigaction", libc::SYS_rt_sigaction), args)
+    });
+    let timers = OWN_TIMERS.iter().enumerate().map(|(at, which)| {
+        let args = [*which as u64, place(signals.len() + at), 0, 0, 0, 0];
+        Call::new(("getitimer", libc::SYS_getitimer), args)
+    });
+    let calls: Vec<Call> = actions.chain(timers).collect();
+    frozen.calls_checked(0, &calls)?;
+    let mut answers = vec![0; calls.len() * ANSWER_BYTES as usize];
+    frozen
+        .leader()?
+        .stopped
+        .memory()
+        .read(scratch, &mut answers)?;
+    let mut answers = answers.chunks(ANSWER_BYTES as usize).map(words);
+    for (signal, words) in signals.iter().zip(answers.by_ref()) {
+        image.actions.push(action(*signal, words));
+    }
+    for (which, words) in OWN_TIMERS.iter().zip(answers) {
+        image.timers.extend(timer(*which, words));
     }
     Ok(())
 }
 
-/// `struct kernel_sigaction`: handler, flags, restorer, mask.
-fn action(frozen: &mut Frozen, signal: i32) -> Result<SignalActionImage, CaptureError> {
-    let scratch = frozen.stub()?.scratch;
-    let args = [signal as u64, 0, scratch, 8, 0, 0];
-    frozen.call(0, ("rt_sigaction", libc::SYS_rt_sigaction), args)?;
-    let memory = frozen.leader()?.stopped.memory();
-    Ok(SignalActionImage {
-        signal,
-        handler: memory.read_u64(scratch)?,
-        flags: memory.read_u64(scratch + 8)?,
-        restorer: memory.read_u64(scratch + 16)?,
-        mask: memory.read_u64(scratch + 24)?,
-    })
+/// Timers of the process' own CPU time.
+const OWN_TIMERS: [i32; 2] = [libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
+
+fn words(bytes: &[u8]) -> [u64; 4] {
+    let word = |at: usize| {
+        let bytes = bytes.get(at * 8..at * 8 + 8).unwrap_or_default();
+        bytes.try_into().map_or(0, u64::from_ne_bytes)
+    };
+    [word(0), word(1), word(2), word(3)]
 }
 
-/// `struct itimerval`: interval and value, seconds and microseconds each.
-fn timer(frozen: &mut Frozen, which: i32) -> Result<Option<IntervalTimerImage>, CaptureError> {
-    let scratch = frozen.stub()?.scratch;
-    let args = [which as u64, scratch, 0, 0, 0, 0];
-    frozen.call(0, ("getitimer", libc::SYS_getitimer), args)?;
-    let memory = frozen.leader()?.stopped.memory();
-    let time_us = |at: u64| -> Result<u64, TraceeError> {
-        let seconds = memory.read_u64(scratch + at)?;
-        Ok(seconds
-            .saturating_mul(1_000_000)
-            .saturating_add(memory.read_u64(scratch + at + 8)?))
-    };
-    let (interval_us, value_us) = (time_us(0)?, time_us(16)?);
-    Ok((value_us != 0).then_some(IntervalTimerImage {
+fn action(signal: i32, [handler, flags, restorer, mask]: [u64; 4]) -> SignalActionImage {
+    SignalActionImage {
+        signal,
+        handler,
+        flags,
+        restorer,
+        mask,
+    }
+}
+
+fn timer(which: i32, words: [u64; 4]) -> Option<IntervalTimerImage> {
+    let time_us = |seconds: u64, us: u64| seconds.saturating_mul(1_000_000).saturating_add(us);
+    let [interval_s, interval_us, value_s, value_us] = words;
+    let value_us = time_us(value_s, value_us);
+    (value_us != 0).then_some(IntervalTimerImage {
         which,
-        interval_us,
+        interval_us: time_us(interval_s, interval_us),
         value_us,
-    }))
+    })
 }
 
 /// What /proc tells: credentials, limits, directories, names.
@@ -93,7 +123,7 @@ pub(super) fn capture_state(
     image.exe = link("exe")?;
     image.cwd_id = file_id(Path::new(&format!("/proc/{pid}/cwd"))).ok();
     image.exe_id = file_id(Path::new(&format!("/proc/{pid}/exe"))).ok();
-    let small = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).map_err(gone);
+    let small = |name: &str| procfs::read_text(format!("/proc/{pid}/{name}")).map_err(gone);
     image.personality = u64::from_str_radix(small("personality")?.trim(), 16).unwrap_or(0);
     image.oom_score_adj = small("oom_score_adj")?.trim().parse().unwrap_or(0);
     image.hostname = nix::unistd::gethostname()
@@ -146,7 +176,7 @@ const LIMITS: [&str; 16] = [
 ];
 
 fn limits(pid: i32) -> Result<Vec<LimitImage>, TraceeError> {
-    let text = fs::read_to_string(format!("/proc/{pid}/limits"))
+    let text = procfs::read_text(format!("/proc/{pid}/limits"))
         .map_err(|error| procfs::failed(pid, error))?;
     Ok(parse_limits(&text))
 }
@@ -193,7 +223,7 @@ pub(super) fn clocks(pid: i32) -> Result<ClockImage, CaptureError> {
 /// Offsets of a process' time namespace in nanoseconds: monotonic, boottime. Zero where the kernel
 /// has no time namespaces.
 fn time_offsets(pid: &str) -> (i64, i64) {
-    let text = fs::read_to_string(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
+    let text = procfs::read_text(format!("/proc/{pid}/timens_offsets")).unwrap_or_default();
     let offset = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         let mut words = line

@@ -2,11 +2,13 @@
 
 use crate::image::{AltStackImage, RseqImage, ThreadImage, registers};
 use crate::sys::sched;
-use crate::tracee::{Frozen, TraceeError, procfs};
+use crate::tracee::{Call, Frozen, TraceeError, procfs};
 
 use super::{CaptureError, inner_id};
 
 const PR_GET_TID_ADDRESS: u64 = 40;
+/// `stack_t` of sigaltstack(2).
+const STACK_BYTES: usize = 24;
 
 pub(super) fn capture_all(frozen: &mut Frozen) -> Result<Vec<ThreadImage>, CaptureError> {
     (0..frozen.threads.len())
@@ -47,36 +49,48 @@ fn capture_one(frozen: &mut Frozen, index: usize) -> Result<ThreadImage, Capture
         policy: stat.number(41) as u32,
         ..ThreadImage::default()
     };
-    image.alt_stack = alt_stack(frozen, index)?;
-    image.clear_child_tid = clear_child_tid(frozen, index)?;
+    ask_kernel(frozen, index, &mut image)?;
     Ok(image)
 }
 
-/// `stack_t` as the kernel writes it: address, flags and padding, size.
-fn alt_stack(frozen: &mut Frozen, index: usize) -> Result<Option<AltStackImage>, CaptureError> {
+/// Has a thread ask for its signal stack and for the address to be cleared at its end.
+fn ask_kernel(
+    frozen: &mut Frozen,
+    index: usize,
+    image: &mut ThreadImage,
+) -> Result<(), CaptureError> {
     let scratch = frozen.stub()?.scratch;
-    frozen.call(
-        index,
-        ("sigaltstack", libc::SYS_sigaltstack),
-        [0, scratch, 0, 0, 0, 0],
-    )?;
+    let address = scratch + STACK_BYTES as u64;
+    let calls = [
+        Call::new(
+            ("sigaltstack", libc::SYS_sigaltstack),
+            [0, scratch, 0, 0, 0, 0],
+        ),
+        Call::new(
+            ("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl),
+            [PR_GET_TID_ADDRESS, address, 0, 0, 0, 0],
+        ),
+    ];
+    frozen.calls_checked(index, &calls)?;
     let memory = frozen.leader()?.stopped.memory();
-    let flags = memory.read_u64(scratch + 8)? as u32 as i32;
-    if flags & libc::SS_DISABLE != 0 {
-        return Ok(None);
-    }
-    let (address, bytes) = (memory.read_u64(scratch)?, memory.read_u64(scratch + 16)?);
-    // SS_ONSTACK is a state, derived from the stack pointer, and cannot be set.
-    Ok(Some(AltStackImage {
-        address,
-        bytes,
-        flags: flags & !libc::SS_ONSTACK,
-    }))
+    let mut stack = [0; STACK_BYTES];
+    memory.read(scratch, &mut stack)?;
+    image.alt_stack = alt_stack(&stack);
+    image.clear_child_tid = memory.read_u64(address)?;
+    Ok(())
 }
 
-fn clear_child_tid(frozen: &mut Frozen, index: usize) -> Result<u64, CaptureError> {
-    let scratch = frozen.stub()?.scratch;
-    let args = [PR_GET_TID_ADDRESS, scratch, 0, 0, 0, 0];
-    frozen.call(index, ("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl), args)?;
-    Ok(frozen.leader()?.stopped.memory().read_u64(scratch)?)
+/// `stack_t` as the kernel writes it: address, flags and padding, size.
+fn alt_stack(bytes: &[u8; STACK_BYTES]) -> Option<AltStackImage> {
+    let word = |at: usize| {
+        let bytes = bytes.get(at..at + 8).unwrap_or_default();
+        bytes.try_into().map_or(0, u64::from_ne_bytes)
+    };
+    let flags = word(8) as u32 as i32;
+    // SS_ONSTACK is a state, derived from the stack pointer, and cannot be set.
+    (flags & libc::SS_DISABLE == 0).then_some(AltStackImage {
+        address: word(0),
+        bytes: word(16),
+        flags: flags & !libc::SS_ONSTACK,
+    })
 }

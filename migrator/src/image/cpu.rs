@@ -5,10 +5,10 @@
 //! (/proc/cpuinfo), without what no program can see or use.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 
 use super::CpuImage;
+use crate::tracee::procfs;
 
 /// Flags of /proc/cpuinfo that describe the kernel, the hypervisor, mitigations or what only an
 /// operating system can use; a difference in them harms no program.
@@ -144,7 +144,7 @@ const KERNEL_ONLY: &[&str] = &[
 /// # Errors
 /// When /proc/cpuinfo cannot be read or has no flags.
 pub fn here() -> io::Result<CpuImage> {
-    let text = fs::read_to_string("/proc/cpuinfo")?;
+    let text = procfs::read_text("/proc/cpuinfo")?;
     let mut cpu = parse(&text).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,

@@ -15,7 +15,7 @@ use proto::v1::{JobMessage, job_message::What};
 use super::inbox::{InboxSender, Input};
 
 /// How often the peer is asked whether it lives.
-const PING_EVERY: Duration = Duration::from_secs(1);
+const PING_EVERY: Duration = Duration::from_secs(5);
 /// Silence after which a running job's peer is taken for dead though the connection stands: the
 /// process hangs. That of a process that is gone is closed at once, that of a dead node or a cut
 /// network by the kernel, which answers however busy the node is.

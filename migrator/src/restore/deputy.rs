@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::capture::{PageRun, file_id};
 use crate::image::{self, PAGE_BYTES, ProcessImage, VmaImage, VmaKind};
 use crate::tracee::procfs::{Mapping, Maps, Stat};
-use crate::tracee::{CALL_DEADLINE, Frozen, TraceeError, procfs};
+use crate::tracee::{CALL_DEADLINE, Call, Frozen, TraceeError, procfs};
 
 use super::files::{self, Finder};
 use super::guest::write_pages;
@@ -26,9 +26,9 @@ pub fn release_memory(frozen: &mut Frozen) -> Result<(), TraceeError> {
     }
     let maps = maps_of(frozen)?;
     let mut keep = shown_pages(frozen.pid())?;
-    for map in maps.0.iter().filter(|map| map.is_file() && !map.shared) {
-        drop_copies(frozen, map)?;
-    }
+    let copies = maps.0.iter().filter(|map| map.is_file() && !map.shared);
+    // Of locked memory the kernel refuses it: it stays.
+    frozen.calls(0, &copies.map(drop_copies).collect::<Vec<Call>>())?;
     keep.extend(
         maps.0
             .iter()
@@ -51,13 +51,9 @@ fn shown_pages(pid: i32) -> Result<Vec<Range>, TraceeError> {
 }
 
 /// Drops the private copies of a file's pages.
-fn drop_copies(frozen: &mut Frozen, map: &Mapping) -> Result<(), TraceeError> {
+fn drop_copies(map: &Mapping) -> Call {
     let args = [map.start, map.bytes(), libc::MADV_DONTNEED as u64, 0, 0, 0];
-    match frozen.call(0, ("madvise", libc::SYS_madvise), args) {
-        // Locked memory: it stays.
-        Err(TraceeError::Call { .. }) => Ok(()),
-        other => other.map(drop),
-    }
+    Call::new(("madvise", libc::SYS_madvise), args)
 }
 
 /// Gives the deputy the mappings of its process as it comes home; page content follows by

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::image::{LayoutImage, LimitImage, ProcessImage, SignalActionImage};
-use crate::tracee::{Frozen, RawSiginfo, TraceeError, procfs};
+use crate::tracee::{Call, Frozen, RawSiginfo, TraceeError, procfs};
 
 use super::RestoreError;
 use super::files;
@@ -69,21 +69,30 @@ pub(super) fn set_actions(frozen: &mut Frozen, image: &ProcessImage) -> Result<(
         ..SignalActionImage::default()
     });
     let all: Vec<_> = defaults.chain(image.actions.iter().copied()).collect();
-    for action in all.iter().filter(|action| settable(action.signal)) {
-        set_action(frozen, action)?;
-    }
-    Ok(())
-}
-
-fn set_action(frozen: &mut Frozen, action: &SignalActionImage) -> Result<(), TraceeError> {
-    let words = [action.handler, action.flags, action.restorer, action.mask];
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let mut arguments = Vec::new();
+    let mut calls = Vec::new();
     let scratch = frozen.stub()?.scratch;
-    frozen.leader()?.stopped.memory().write(scratch, &bytes)?;
-    let args = [action.signal as u64, scratch, 0, 8, 0, 0];
+    for action in all.iter().filter(|action| settable(action.signal)) {
+        let args = [
+            action.signal as u64,
+            scratch + arguments.len() as u64,
+            0,
+            8,
+            0,
+            0,
+        ];
+        calls.push(Call::new(("rt_sigaction", libc::SYS_rt_sigaction), args));
+        let words = [action.handler, action.flags, action.restorer, action.mask];
+        arguments.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+    }
     frozen
-        .call(0, ("rt_sigaction", libc::SYS_rt_sigaction), args)
-        .map(drop)
+        .leader()?
+        .stopped
+        .memory()
+        .write(scratch, &arguments)?;
+    frozen.calls_checked(0, &calls)?;
+    frozen.actions_change();
+    Ok(())
 }
 
 /// Queues the signals that were pending: all threads block all signals now, so they wait. What
@@ -112,20 +121,28 @@ pub(super) fn set_timers(
     image: &ProcessImage,
     reset: bool,
 ) -> Result<(), RestoreError> {
+    let mut arguments = Vec::new();
+    let mut calls = Vec::new();
+    let scratch = frozen.stub()?.scratch;
     for which in [libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
         let timer = image.timers.iter().find(|timer| timer.which == which);
         if timer.is_none() && !reset {
             continue;
         }
+        let at = scratch + arguments.len() as u64;
+        let args = [which as u64, at, 0, 0, 0, 0];
+        calls.push(Call::new(("setitimer", libc::SYS_setitimer), args));
         let (interval, value) = timer.map_or((0, 0), |timer| (timer.interval_us, timer.value_us));
         let split = |us: u64| [us / 1_000_000, us % 1_000_000];
         let words = [split(interval), split(value)].concat();
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let scratch = frozen.stub()?.scratch;
-        frozen.leader()?.stopped.memory().write(scratch, &bytes)?;
-        let args = [which as u64, scratch, 0, 0, 0, 0];
-        frozen.call(0, ("setitimer", libc::SYS_setitimer), args)?;
+        arguments.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
     }
+    frozen
+        .leader()?
+        .stopped
+        .memory()
+        .write(scratch, &arguments)?;
+    frozen.calls_checked(0, &calls)?;
     Ok(())
 }
 
@@ -134,16 +151,13 @@ pub(super) fn set_limits<'a>(
     frozen: &mut Frozen,
     limits: impl Iterator<Item = &'a LimitImage>,
 ) -> Result<(), RestoreError> {
-    for limit in limits {
-        let resource = limit.resource as u64;
-        let scratch = frozen.stub()?.scratch;
-        let memory = frozen.leader()?.stopped.memory();
-        let args = [resource, scratch, 0, 0, 0, 0];
-        frozen.call(0, ("getrlimit", libc::SYS_getrlimit), args)?;
-        let here = (memory.read_u64(scratch)?, memory.read_u64(scratch + 8)?);
+    let limits: Vec<&LimitImage> = limits.collect();
+    let here = present_limits(frozen, &limits)?;
+    for (limit, here) in limits.into_iter().zip(here) {
         if here == (limit.soft, limit.hard) {
             continue;
         }
+        let resource = limit.resource as u64;
         match set_limit(frozen, resource, limit.soft, limit.hard) {
             Err(TraceeError::Call { .. }) => {
                 let hard = limit.hard.min(here.1);
@@ -153,6 +167,25 @@ pub(super) fn set_limits<'a>(
         }
     }
     Ok(())
+}
+
+/// Soft and hard limits as they are now (`struct rlimit`).
+fn present_limits(
+    frozen: &mut Frozen,
+    limits: &[&LimitImage],
+) -> Result<Vec<(u64, u64)>, TraceeError> {
+    const LIMIT_BYTES: u64 = 16;
+    let scratch = frozen.stub()?.scratch;
+    let place = |at: usize| scratch + at as u64 * LIMIT_BYTES;
+    let ask = |(at, limit): (usize, &&LimitImage)| {
+        let args = [limit.resource as u64, place(at), 0, 0, 0, 0];
+        Call::new(("getrlimit", libc::SYS_getrlimit), args)
+    };
+    let calls: Vec<Call> = limits.iter().enumerate().map(ask).collect();
+    frozen.calls_checked(0, &calls)?;
+    let memory = frozen.leader()?.stopped.memory();
+    let read = |at| Ok((memory.read_u64(place(at))?, memory.read_u64(place(at) + 8)?));
+    (0..limits.len()).map(read).collect()
 }
 
 fn set_limit(frozen: &mut Frozen, resource: u64, soft: u64, hard: u64) -> Result<(), TraceeError> {
@@ -168,9 +201,12 @@ fn set_limit(frozen: &mut Frozen, resource: u64, soft: u64, hard: u64) -> Result
 /// File mode mask and personality.
 pub(super) fn set_habits(frozen: &mut Frozen, image: &ProcessImage) -> Result<(), RestoreError> {
     let umask = [image.umask.into(), 0, 0, 0, 0, 0];
-    frozen.call(0, ("umask", libc::SYS_umask), umask)?;
     let personality = [image.personality, 0, 0, 0, 0, 0];
-    frozen.call(0, ("personality", libc::SYS_personality), personality)?;
+    let calls = [
+        Call::new(("umask", libc::SYS_umask), umask),
+        Call::new(("personality", libc::SYS_personality), personality),
+    ];
+    frozen.calls_checked(0, &calls)?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::image::{PAGE_BYTES, ProcessImage, USER_END, VmaImage, VmaKind};
 use crate::tracee::procfs::{Mapping, Maps};
-use crate::tracee::{Frozen, TraceeError};
+use crate::tracee::{Call, Frozen, TraceeError};
 
 use super::files::Finder;
 use super::mapped::MappedFiles;
@@ -50,15 +50,13 @@ pub(super) fn unmap_all_but(frozen: &mut Frozen, keep: &[Range]) -> Result<(), T
         .0
         .iter()
         .filter(|map| map.end <= USER_END && !is_kernels(map));
-    for range in subtract(ours.map(|map| (map.start, map.end)).collect(), keep) {
-        unmap(frozen, range)?;
-    }
-    Ok(())
-}
-
-pub(super) fn unmap(frozen: &mut Frozen, (start, end): Range) -> Result<(), TraceeError> {
-    let args = [start, end - start, 0, 0, 0, 0];
-    frozen.call(0, ("munmap", libc::SYS_munmap), args).map(drop)
+    let ranges = subtract(ours.map(|map| (map.start, map.end)).collect(), keep);
+    let unmap = |(start, end): Range| {
+        let args = [start, end - start, 0, 0, 0, 0];
+        Call::new(("munmap", libc::SYS_munmap), args)
+    };
+    let calls: Vec<Call> = ranges.into_iter().map(unmap).collect();
+    frozen.calls_checked(0, &calls).map(drop)
 }
 
 pub(super) fn is_kernels(map: &Mapping) -> bool {

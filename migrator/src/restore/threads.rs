@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use crate::capture::inner_id;
-use crate::image::{ThreadImage, registers};
+use crate::image::{AltStackImage, ThreadImage, registers};
 use crate::sys::clone3::{CLONE_ARGS_BYTES, CloneArgs};
-use crate::sys::regs::Regs;
 use crate::tracee::freeze::FrozenThread;
-use crate::tracee::{CALL_DEADLINE, Frozen, Running, TraceeError, procfs};
+use crate::tracee::inject::checked;
+use crate::tracee::{CALL_DEADLINE, Call, Frozen, Running, TraceeError, procfs};
 
 use super::{RestoreError, restart};
 
@@ -67,27 +67,32 @@ fn find_new(frozen: &Frozen, tid: i32) -> Result<i32, TraceeError> {
     })
 }
 
+/// `stack_t` of sigaltstack(2).
+const STACK_BYTES: usize = 24;
+/// A thread's name with its end (prctl(2), PR_SET_NAME).
+const NAME_BYTES: usize = 16;
+const SET_PRIORITY: &str = "setpriority";
+
 /// Gives thread `index` its state, but registers and signal mask: those are set when it goes on.
 pub(super) fn set_state(
     frozen: &mut Frozen,
     index: usize,
     image: &ThreadImage,
 ) -> Result<(), RestoreError> {
-    let clear_tid = [image.clear_child_tid, 0, 0, 0, 0, 0];
-    frozen.call(
-        index,
-        ("set_tid_address", libc::SYS_set_tid_address),
-        clear_tid,
-    )?;
-    if image.robust_list_bytes != 0 {
-        let args = [image.robust_list, image.robust_list_bytes, 0, 0, 0, 0];
-        frozen.call(index, ("set_robust_list", libc::SYS_set_robust_list), args)?;
-    }
-    set_alt_stack(frozen, index, image)?;
-    set_name(frozen, index, &image.comm)?;
-    set_nice(frozen, index, image.nice)?;
-    if let Some(rseq) = &image.rseq {
-        call_rseq(frozen, index, (rseq.address, rseq.bytes), 0, rseq.signature)?;
+    let scratch = frozen.stub()?.scratch;
+    let mut arguments = stack_argument(image.alt_stack.as_ref()).to_vec();
+    arguments.extend(image.comm.iter().take(NAME_BYTES - 1));
+    arguments.resize(STACK_BYTES + NAME_BYTES, 0);
+    let memory = frozen.leader()?.stopped.memory();
+    memory.write(scratch, &arguments)?;
+    let calls = state_calls(image, scratch);
+    let results = frozen.calls(index, &calls)?;
+    for (call, raw) in calls.iter().zip(results) {
+        match checked(call.name, raw) {
+            // Who may not lower it comes home with the one it had.
+            Err(_) if call.name == SET_PRIORITY => {}
+            other => drop(other?),
+        }
     }
     let thread = frozen
         .threads
@@ -103,104 +108,87 @@ pub(super) fn set_state(
     Ok(())
 }
 
-/// The kernel refuses a stack while the thread's stack pointer lies on the present one.
-fn set_alt_stack(
-    frozen: &mut Frozen,
-    index: usize,
-    image: &ThreadImage,
-) -> Result<(), RestoreError> {
+/// What a thread asks of the kernel for itself; a signal stack lies at `scratch`, its name behind.
+fn state_calls(image: &ThreadImage, scratch: u64) -> Vec<Call> {
+    let name = scratch + STACK_BYTES as u64;
+    // The keeper's own would be inherited else.
+    let nice = i64::from(image.nice).cast_unsigned();
+    let mut calls = vec![
+        set_tid_address(image.clear_child_tid),
+        set_stack(scratch),
+        Call::new(
+            ("prctl(PR_SET_NAME)", libc::SYS_prctl),
+            [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0],
+        ),
+        Call::new(
+            (SET_PRIORITY, libc::SYS_setpriority),
+            [libc::PRIO_PROCESS.into(), 0, nice, 0, 0, 0],
+        ),
+    ];
+    if image.robust_list_bytes != 0 {
+        calls.push(set_robust_list(image.robust_list, image.robust_list_bytes));
+    }
+    // From then on the kernel writes there whenever the thread leaves it.
+    calls.extend(image.rseq.as_ref().map(|rseq| {
+        let area = (rseq.address, rseq.bytes);
+        set_rseq(area, 0, rseq.signature)
+    }));
+    calls
+}
+
+fn stack_argument(stack: Option<&AltStackImage>) -> [u8; STACK_BYTES] {
     let disabled = (0, libc::SS_DISABLE, 0);
-    let stack = image.alt_stack.as_ref();
     let (address, flags, bytes) = stack.map_or(disabled, |s| (s.address, s.flags, s.bytes));
-    let mut argument = address.to_ne_bytes().to_vec();
-    argument.extend_from_slice(&u64::from(flags as u32).to_ne_bytes());
-    argument.extend_from_slice(&bytes.to_ne_bytes());
-    Ok(call_sigaltstack(frozen, index, &argument)?)
+    let words = [address, u64::from(flags.cast_unsigned()), bytes];
+    let mut argument = [0; STACK_BYTES];
+    for (place, word) in argument.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    argument
+}
+
+/// sigaltstack(2). The kernel refuses it while the thread's stack pointer lies on the present one,
+/// which it does not in [`Frozen::calls`].
+fn set_stack(argument: u64) -> Call {
+    let call = ("sigaltstack", libc::SYS_sigaltstack);
+    Call::new(call, [argument, 0, 0, 0, 0, 0])
+}
+
+fn set_tid_address(address: u64) -> Call {
+    let call = ("set_tid_address", libc::SYS_set_tid_address);
+    Call::new(call, [address, 0, 0, 0, 0, 0])
+}
+
+fn set_robust_list(list: u64, bytes: u64) -> Call {
+    let call = ("set_robust_list", libc::SYS_set_robust_list);
+    Call::new(call, [list, bytes, 0, 0, 0, 0])
 }
 
 /// rseq(2) for an area of so many bytes; the kernel wants the same signature to take it back.
-fn call_rseq(
-    frozen: &mut Frozen,
-    index: usize,
-    (address, bytes): (u64, u32),
-    flags: u64,
-    signature: u32,
-) -> Result<(), TraceeError> {
+fn set_rseq((address, bytes): (u64, u32), flags: u64, signature: u32) -> Call {
     let args = [address, bytes.into(), flags, signature.into(), 0, 0];
-    frozen.call(index, ("rseq", SYS_RSEQ), args).map(drop)
-}
-
-/// sigaltstack(2) with a `stack_t`.
-fn call_sigaltstack(frozen: &mut Frozen, index: usize, argument: &[u8]) -> Result<(), TraceeError> {
-    let scratch = frozen.stub()?.scratch;
-    frozen.leader()?.stopped.memory().write(scratch, argument)?;
-    off_stack(frozen, index, scratch)?;
-    let call = ("sigaltstack", libc::SYS_sigaltstack);
-    frozen.call(index, call, [scratch, 0, 0, 0, 0, 0]).map(drop)
-}
-
-/// Moves the stack pointer where it lies on no signal stack; it is set for good at the end.
-fn off_stack(frozen: &mut Frozen, index: usize, scratch: u64) -> Result<(), TraceeError> {
-    let pid = frozen.pid();
-    let thread = frozen
-        .threads
-        .get_mut(index)
-        .ok_or(TraceeError::Died { tid: pid })?;
-    let regs: Regs = thread.stopped.regs()?;
-    thread.stopped.set_regs(&Regs {
-        rsp: scratch,
-        ..regs
-    })
-}
-
-/// The keeper's own would be inherited else. Who may not lower it comes home with the one it had.
-fn set_nice(frozen: &mut Frozen, index: usize, nice: i32) -> Result<(), TraceeError> {
-    let nice = i64::from(nice).cast_unsigned();
-    let args = [libc::PRIO_PROCESS.into(), 0, nice, 0, 0, 0];
-    match frozen.call(index, ("setpriority", libc::SYS_setpriority), args) {
-        Err(TraceeError::Call { .. }) => Ok(()),
-        other => other.map(drop),
-    }
-}
-
-fn set_name(frozen: &mut Frozen, index: usize, name: &[u8]) -> Result<(), RestoreError> {
-    let mut bytes: Vec<u8> = name.iter().copied().take(15).collect();
-    bytes.push(0);
-    let scratch = frozen.stub()?.scratch;
-    frozen.leader()?.stopped.memory().write(scratch, &bytes)?;
-    let args = [libc::PR_SET_NAME as u64, scratch, 0, 0, 0, 0];
-    frozen.call(index, ("prctl(PR_SET_NAME)", libc::SYS_prctl), args)?;
-    Ok(())
+    Call::new(("rseq", SYS_RSEQ), args)
 }
 
 /// Takes back everything that makes the kernel touch memory on behalf of a thread: its memory is
 /// about to go, and a missing restartable sequence area alone would kill it.
 pub(super) fn detach_from_memory(frozen: &mut Frozen, index: usize) -> Result<(), TraceeError> {
+    const ROBUST_BYTES: u64 = 24;
     let pid = frozen.pid();
+    let scratch = frozen.stub()?.scratch;
     let thread = frozen
         .threads
         .get(index)
         .ok_or(TraceeError::Died { tid: pid })?;
     let rseq = thread.stopped.rseq()?;
-    if rseq.pointer != 0 {
-        let area = (rseq.pointer, rseq.size_bytes);
-        call_rseq(frozen, index, area, RSEQ_FLAG_UNREGISTER, rseq.signature)?;
-    }
-    let robust_bytes = 24;
-    let robust = [0, robust_bytes, 0, 0, 0, 0];
-    frozen.call(
-        index,
-        ("set_robust_list", libc::SYS_set_robust_list),
-        robust,
-    )?;
-    frozen.call(
-        index,
-        ("set_tid_address", libc::SYS_set_tid_address),
-        [0; 6],
-    )?;
-    let mut disabled = [0_u8; 24];
-    if let Some(flags) = disabled.get_mut(8) {
-        *flags = libc::SS_DISABLE as u8;
-    }
-    call_sigaltstack(frozen, index, &disabled)
+    let area = (rseq.pointer, rseq.size_bytes);
+    let registered = rseq.pointer != 0;
+    let unregister = set_rseq(area, RSEQ_FLAG_UNREGISTER, rseq.signature);
+    let mut calls: Vec<Call> = registered.then_some(unregister).into_iter().collect();
+    calls.push(set_robust_list(0, ROBUST_BYTES));
+    calls.push(set_tid_address(0));
+    calls.push(set_stack(scratch));
+    let memory = frozen.leader()?.stopped.memory();
+    memory.write(scratch, &stack_argument(None))?;
+    frozen.calls_checked(index, &calls).map(drop)
 }

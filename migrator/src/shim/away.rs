@@ -43,6 +43,11 @@ impl Away {
 }
 
 impl Away {
+    /// Whether nothing is waited for that has a deadline.
+    pub(super) fn is_calm(&self) -> bool {
+        self.start_by.is_none() && self.wanted.is_none() && !self.ending
+    }
+
     /// The guest is known to run.
     pub(super) fn runs(&mut self) {
         self.start_by = None;

@@ -36,8 +36,10 @@ use away::Away;
 pub use depart::PROTOCOL_VERSION;
 use orders::Postponed;
 
-/// How often the loop looks at what nobody tells it.
+/// How often the loop looks at what nobody tells it, while something has a deadline.
 const TICK: Duration = Duration::from_millis(500);
+/// The same while nothing has: a home with a dozen jobs away shall not be kept busy by their shims.
+const CALM_TICK: Duration = Duration::from_secs(5);
 /// How long a shim without a job away waits for its first command.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -163,11 +165,18 @@ impl Shim {
             if self.is_done() || !self.later.is_empty() {
                 continue;
             }
-            let ready = self.inbox.wait(None, TICK)?;
+            let ready = self.inbox.wait(None, self.tick())?;
             if matches!(self.place, Place::Home) && !ready.children {
                 idle += TICK;
                 self.dismissed |= idle >= IDLE_LIMIT;
             }
+        }
+    }
+
+    fn tick(&self) -> Duration {
+        match &self.place {
+            Place::Away(away) if away.is_calm() && self.postponed.is_empty() => CALM_TICK,
+            _ => TICK,
         }
     }
 

@@ -20,7 +20,7 @@ use crate::tracee::{event, procfs};
 /// How often the loop looks for signals to threads that wait for home.
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 /// How often usage is told.
-const USAGE_EVERY: Duration = Duration::from_secs(1);
+const USAGE_EVERY: Duration = Duration::from_secs(3);
 /// How long a freeze may take; home calls have to be withdrawn first.
 const FREEZE_LIMIT: Duration = Duration::from_secs(20);
 

@@ -109,29 +109,51 @@ pub fn poll_one(tid: i32) -> Result<Option<Event>, TraceeError> {
 
 /// Waits for a state change of `tid`.
 ///
-/// waitpid has no deadline, and a signal or a helper thread to break it would be the whole
-/// program's business; what is waited for here nearly always comes within microseconds. So: look
-/// often at first, then ever more rarely.
+/// waitpid has no deadline. Keepers block SIGCHLD, which announces the change; elsewhere, and in
+/// case another thread takes that signal, we look often at first, then ever more rarely.
 ///
 /// # Errors
 /// [`TraceeError::Timeout`], [`TraceeError::Died`].
 pub fn wait_one(tid: i32, deadline: Instant) -> Result<Event, TraceeError> {
+    let mut taken = Taken(false);
     let mut pause_us = 0;
     for round in 0_u32.. {
         if let Some(event) = poll_one(tid)? {
             return Ok(event);
         }
-        if round < 64 {
-            thread::yield_now();
-            continue;
-        }
         if Instant::now() >= deadline {
             break;
+        }
+        if wait::take_child_signal(SIGNAL_PAUSE) {
+            taken.0 = true;
+            continue;
+        }
+        if round < YIELDS {
+            thread::yield_now();
+            continue;
         }
         pause_us = (pause_us + 10).min(500);
         thread::sleep(Duration::from_micros(pause_us));
     }
     Err(TraceeError::Timeout { tid })
+}
+
+/// How long the signal is waited for before the tracee is looked at all the same.
+const SIGNAL_PAUSE: Duration = Duration::from_millis(5);
+/// How often others are let run before there are pauses: nearly all that is waited for here comes
+/// within microseconds.
+const YIELDS: u32 = 64;
+
+/// SIGCHLD is pending again when this is dropped, if it was taken: it may have told of others.
+struct Taken(bool);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.0 {
+            // The thread is there, so nothing can go wrong.
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGCHLD);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ pub struct Frozen {
     stub: Option<Stub>,
     /// It is to stop when it goes on: SIGSTOP cannot be blocked, so it cannot wait in a queue.
     stops: bool,
+    /// Whether the process ignores SIGTRAP, if that is known.
+    pub(super) trap_ignored: Option<bool>,
 }
 
 impl Frozen {
@@ -59,6 +61,7 @@ impl Frozen {
             signals: Vec::new(),
             stub: None,
             stops: false,
+            trap_ignored: None,
         };
         match frozen.stop_all(deadline) {
             Ok(()) => Ok(frozen),
@@ -86,7 +89,13 @@ impl Frozen {
             signals: Vec::new(),
             stub,
             stops: false,
+            trap_ignored: None,
         })
+    }
+
+    /// To be told when signal actions are about to be changed by injected calls.
+    pub fn actions_change(&mut self) {
+        self.trap_ignored = None;
     }
 
     /// It is to stop as soon as it goes on, as it was stopped elsewhere.

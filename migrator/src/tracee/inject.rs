@@ -132,7 +132,7 @@ impl Stub {
         ];
         let code = thread.inject_at(gate, libc::SYS_mmap, args, signals)?;
         let code = checked("mmap", code)?;
-        thread.poke(code, CODE)?;
+        thread.memory().write(code, &Self::code_bytes(CODE))?;
         let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let args = [code, PAGE_BYTES, executable, 0, 0, 0];
         let done = thread.inject_at(gate, libc::SYS_mprotect, args, signals)?;
@@ -329,7 +329,7 @@ impl Stopped {
     }
 
     /// Gets a thread back that does not finish an injected call, and reports the time-out.
-    fn break_off(&mut self) -> Result<Stop, TraceeError> {
+    pub(super) fn break_off(&mut self) -> Result<Stop, TraceeError> {
         let tid = self.tid();
         self.ask("PTRACE_INTERRUPT", crate::sys::ptrace::interrupt)?;
         let event = event::wait_one(tid, Instant::now() + CALL_DEADLINE / 10)?;

@@ -4,13 +4,14 @@
 //!   gives the other, and every operation can answer [`TraceeError::Died`], which is no accident
 //!   but an ordinary answer: threads end whenever they like.
 //! * [`event`] — what waitpid reports, decoded.
-//! * [`inject`] — system calls executed by the tracee on our behalf.
+//! * [`inject`] — system calls executed by the tracee on our behalf; `batch` — many in one go.
 //! * [`memory`] — its memory.
 //! * [`freeze`] — all threads of a process at once.
 //! * [`procfs`] — the text files of /proc/PID.
 //!
 //! All requests for a tracee must come from the thread that seized it (ptrace(2)).
 
+mod batch;
 pub mod event;
 pub mod freeze;
 pub mod inject;
@@ -24,6 +25,7 @@ mod tests;
 use std::io;
 use std::time::Duration;
 
+pub use batch::Call;
 pub use event::{Event, Stop};
 pub use freeze::Frozen;
 pub use inject::{CallState, CallStop, SignalSeen, Stub};

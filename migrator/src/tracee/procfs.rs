@@ -1,12 +1,37 @@
 //! The text files of /proc/PID (proc(5)), parsed as far as the migrator needs them.
 
 use std::ffi::OsString;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::TraceeError;
+
+/// What most files of /proc fit in. The kernel says that they are empty, so a buffer that is not
+/// there before would grow from 32 bytes on, with a system call each time.
+const USUAL_BYTES: usize = 16 << 10;
+/// No file of /proc is read beyond this; a process has 65,530 mappings at most by default, some 700
+/// bytes of smaps each.
+const BYTES_MAX: u64 = 256 << 20;
+
+/// All of a file of /proc.
+///
+/// # Errors
+/// `NotFound`/ESRCH when the process is gone.
+pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    File::open(path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// All of a file of /proc that is text.
+///
+/// # Errors
+/// As [`read`]; `InvalidData` when it is not UTF-8.
+pub(crate) fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|_| invalid("encoding"))
+}
 
 /// One line of /proc/PID/maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +80,7 @@ impl Maps {
     /// # Errors
     /// `NotFound`/ESRCH when the process is gone, `InvalidData` for lines that make no sense.
     pub fn read(pid: i32) -> io::Result<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/maps"))?)
+        Self::parse(&read(format!("/proc/{pid}/maps"))?)
     }
 
     /// Parses the file's text.
@@ -163,7 +188,7 @@ impl Stat {
     /// # Errors
     /// `NotFound`/ESRCH when it is gone, `InvalidData`.
     pub fn read(pid: i32) -> io::Result<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat"))?)
+        Self::parse(&read(format!("/proc/{pid}/stat"))?)
     }
 
     /// Reads the file of one thread.
@@ -171,7 +196,7 @@ impl Stat {
     /// # Errors
     /// As [`Self::read`].
     pub fn of_thread(pid: i32, tid: i32) -> io::Result<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/task/{tid}/stat"))?)
+        Self::parse(&read(format!("/proc/{pid}/task/{tid}/stat"))?)
     }
 
     /// Parses the file's text; the name may hold anything, parentheses and spaces included.
@@ -225,7 +250,7 @@ impl Status {
     /// # Errors
     /// `NotFound`/ESRCH when it is gone.
     pub fn read(pid: i32) -> io::Result<Self> {
-        Ok(Self::parse(&fs::read(format!("/proc/{pid}/status"))?))
+        Ok(Self::parse(&read(format!("/proc/{pid}/status"))?))
     }
 
     /// Reads the file of one thread.
@@ -233,7 +258,7 @@ impl Status {
     /// # Errors
     /// As [`Self::read`].
     pub fn of_thread(pid: i32, tid: i32) -> io::Result<Self> {
-        Ok(Self::parse(&fs::read(format!(
+        Ok(Self::parse(&read(format!(
             "/proc/{pid}/task/{tid}/status"
         ))?))
     }
@@ -307,7 +332,7 @@ pub fn processes() -> io::Result<Vec<i32>> {
 
 fn numbers_in(directory: &str) -> io::Result<Vec<i32>> {
     let mut numbers = Vec::new();
-    for entry in fs::read_dir(directory)? {
+    for entry in std::fs::read_dir(directory)? {
         if let Some(number) = entry?
             .file_name()
             .to_str()

@@ -68,7 +68,7 @@ impl Mounts {
 }
 
 fn inspect(fd: BorrowedFd<'_>, stat: &Stat) -> Result<Mount, Errno> {
-    let table = std::fs::read("/proc/thread-self/mountinfo")?;
+    let table = crate::procfs::bytes("/proc/thread-self/mountinfo")?;
     let table = String::from_utf8_lossy(&table);
     let (kind, source) = find_mount(&table, stat.mount).unwrap_or_default();
     if is_omfs(kind, source) {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
 use prost::Message;
 use proto::frame::{Frame, FrameKind};
 use proto::ids::{NodeId, RequestId};
@@ -33,7 +34,8 @@ use crate::lease::LeasePeer;
 const WORKERS_MAX: usize = 4096;
 /// A spare thread ends after so long without work.
 const SPARE_FOR: Duration = Duration::from_secs(10);
-/// A request that took longer than this makes the following ones be read by another thread at once,
+/// A request that waited and took longer than this makes the following ones be read by another
+/// thread at once,
 const SLOW_AFTER: Duration = Duration::from_micros(200);
 /// for so long.
 const EAGER_FOR_MS: u64 = 1000;
@@ -199,9 +201,10 @@ impl Connection {
     }
 
     fn execute_timed(&self, accepted: Accepted) -> io::Result<()> {
-        let began = Instant::now();
+        let (began, waits) = (Instant::now(), waits_of_thread());
         let result = self.execute(accepted);
-        if began.elapsed() >= SLOW_AFTER {
+        // One that had to share its CPU has not waited: a thread more would have to share it, too.
+        if began.elapsed() >= SLOW_AFTER && waits_of_thread() != waits {
             self.eager_until_ms
                 .store(self.now_ms() + EAGER_FOR_MS, Ordering::Relaxed);
         }
@@ -396,6 +399,11 @@ impl LeasePeer for Connection {
         tracing::info!(peer = %self.peer, "fenced: it did not give a lease back");
         self.close();
     }
+}
+
+/// How often the calling thread has given its CPU up to wait for something.
+fn waits_of_thread() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.voluntary_context_switches())
 }
 
 /// The lease that an event gives back; what else events may say is not understood here.

@@ -28,8 +28,9 @@ use crate::cli::Global;
 use crate::error::{CommandError, CommandResult};
 use wiring::Node;
 
-/// Threads of the control plane; bulk data has threads of its own.
-const WORKER_THREADS: usize = 2;
+/// Threads of the control plane, if there are CPUs for them: on a single one they would only hand
+/// their work to each other. Bulk data has threads of its own.
+const WORKER_THREADS_MAX: usize = 2;
 
 /// Runs the daemon until it is told to end.
 ///
@@ -52,7 +53,7 @@ pub fn run(global: &Global, ready_fd: Option<RawFd>) -> CommandResult {
     make_run_dir(&config.node.run_dir)?;
     let _lock = lock(&config.node.run_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKER_THREADS)
+        .worker_threads(worker_threads())
         .enable_all()
         .build()?;
     let config = Arc::new(config);
@@ -68,6 +69,11 @@ pub fn run(global: &Global, ready_fd: Option<RawFd>) -> CommandResult {
     // Threads that hang in a dead disk must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     Ok(result?)
+}
+
+fn worker_threads() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    cpus.clamp(1, WORKER_THREADS_MAX)
 }
 
 fn start_log(config: &Config) {

@@ -15,7 +15,8 @@ use proto::v1;
 
 use super::Progress;
 use super::keeper;
-use super::registry::{GuestKey, wait_for_end};
+use super::keeper_files::wait_for_end;
+use super::registry::GuestKey;
 use super::shared::Shared;
 use super::supervisor_main::TOKEN_VARIABLE;
 

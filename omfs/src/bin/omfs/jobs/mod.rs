@@ -18,6 +18,7 @@ mod guest_table;
 mod host;
 mod host_table;
 mod keeper;
+mod keeper_files;
 mod list;
 mod locks;
 mod moves;

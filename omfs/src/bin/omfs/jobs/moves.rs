@@ -13,7 +13,8 @@ use proto::v1;
 
 use super::Progress;
 use super::keeper::{self, Answer, Step};
-use super::registry::{Entry, is_away, wait_for_end};
+use super::keeper_files::wait_for_end;
+use super::registry::{Entry, is_away};
 pub use super::report::{Done, MoveError, Reporter};
 use super::shared::Shared;
 use super::subject::Subject;

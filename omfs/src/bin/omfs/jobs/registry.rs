@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use migrator::control::{JobState, RunState, read_state};
+use migrator::control::{JobState, RunState};
 use proto::ids::NodeId;
+
+use super::keeper_files::KeeperFiles;
 
 /// Ended jobs that `omfs ps` still shows.
 const ENDED_MAX: usize = 64;
@@ -15,8 +17,6 @@ const ENDED_MAX: usize = 64;
 const ENDED_SHOWN: Duration = Duration::from_secs(60);
 /// How long it shows one that was lost.
 const LOST_SHOWN: Duration = Duration::from_secs(3600);
-/// State files that are read.
-const FILES_MAX: usize = 4096;
 
 /// A guest: its home node and its PID there.
 pub type GuestKey = (NodeId, i32);
@@ -55,11 +55,18 @@ struct Known {
 #[derive(Debug)]
 pub struct Registry {
     jobs: PathBuf,
+    #[cfg(test)]
     guests: PathBuf,
     here: String,
     known: Mutex<Known>,
     /// Held for a whole look, so that nobody acts on files that another look has removed.
-    looking: Mutex<()>,
+    files: Mutex<Files>,
+}
+
+#[derive(Debug)]
+struct Files {
+    jobs: KeeperFiles,
+    guests: KeeperFiles,
 }
 
 impl Registry {
@@ -71,12 +78,17 @@ impl Registry {
         let (jobs, guests) = (run_dir.join("jobs"), run_dir.join("guests"));
         std::fs::create_dir_all(&jobs)?;
         std::fs::create_dir_all(&guests)?;
+        let files = Files {
+            jobs: KeeperFiles::new(&jobs, "shim"),
+            guests: KeeperFiles::new(&guests, "supervisor"),
+        };
         Ok(Self {
             jobs,
+            #[cfg(test)]
             guests,
             here: here.to_owned(),
             known: Mutex::default(),
-            looking: Mutex::default(),
+            files: Mutex::new(files),
         })
     }
 
@@ -148,9 +160,9 @@ impl Registry {
 
     /// Reads all state files. Those of keepers that are gone are removed.
     pub fn refresh(&self) -> Changes {
-        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut jobs = live(&self.jobs, "shim", parse_job);
-        let guests = live(&self.guests, "supervisor", parse_guest);
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = files.jobs.look(parse_job);
+        let guests = files.guests.look(parse_guest);
         let mut known = self.known();
         let mut changes = Changes::default();
         let taken = take_over(&mut known.away, std::mem::take(&mut jobs.live));
@@ -284,69 +296,6 @@ fn parse_job(name: &str) -> Option<i32> {
 fn parse_guest(name: &str) -> Option<GuestKey> {
     let (home, pid) = name.strip_suffix(".json")?.split_once('-')?;
     Some((home.parse().ok()?, pid.parse().ok()?))
-}
-
-/// The state files of one directory.
-struct Found<K> {
-    live: BTreeMap<K, JobState>,
-    /// Last words of keepers that are gone; the files are removed.
-    left_behind: BTreeMap<K, JobState>,
-}
-
-/// Reads the state files in a directory.
-fn live<K: Ord>(directory: &Path, keeper: &str, parse: impl Fn(&str) -> Option<K>) -> Found<K> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut found = Found {
-        live: BTreeMap::new(),
-        left_behind: BTreeMap::new(),
-    };
-    for entry in entries.take(FILES_MAX) {
-        let Some(key) = entry.file_name().to_str().and_then(&parse) else {
-            continue;
-        };
-        let path = entry.path();
-        match read_state(&path) {
-            Ok(state) if is_keeper(state.keeper_pid, keeper) => {
-                found.live.insert(key, state);
-            }
-            Ok(state) => {
-                if !matches!(
-                    state.state,
-                    RunState::Lost | RunState::Ended | RunState::Home
-                ) {
-                    tracing::warn!(pid = state.pid, "its {keeper} is gone: cleaning up");
-                }
-                let _ = std::fs::remove_file(path.with_extension("sock"));
-                let _ = std::fs::remove_file(&path);
-                found.left_behind.insert(key, state);
-            }
-            // It may have been removed just now.
-            Err(error) => tracing::debug!("{}: {error}", path.display()),
-        }
-    }
-    found
-}
-
-/// Waits until a keeper has ended; false if it lives on.
-pub async fn wait_for_end(keeper_pid: i32, keeper: &str, limit: Duration) -> bool {
-    let until = Instant::now() + limit;
-    while is_keeper(keeper_pid, keeper) {
-        if Instant::now() > until {
-            return false;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    true
-}
-
-/// Whether a PID is (still) a keeper of ours, by its command line.
-fn is_keeper(pid: i32, keeper: &str) -> bool {
-    if pid == i32::try_from(std::process::id()).unwrap_or(0) {
-        return true; // tests keep jobs themselves
-    }
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line.split(|byte| *byte == 0)
-        .any(|argument| argument == keeper.as_bytes())
 }
 
 #[cfg(test)]
