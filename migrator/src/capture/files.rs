@@ -1,10 +1,16 @@
 //! Open descriptors.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fstatat};
 
 use crate::image::{FileImage, FileKind};
 use crate::sys::kcmp;
@@ -177,16 +183,15 @@ fn mark_shared(pid: i32, files: &mut [FileImage]) {
     if wanted.is_empty() {
         return;
     }
-    for other in procfs::processes()
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|other| *other != pid)
-    {
-        for number in procfs::descriptors(other).unwrap_or_default() {
-            let Ok(id) = file_id(Path::new(&format!("/proc/{other}/fd/{number}"))) else {
-                continue;
-            };
-            for index in wanted.get(&(id.device, id.inode)).into_iter().flatten() {
+    let ours = program_of(Path::new("/proc/self/exe"));
+    for other in procfs::processes().unwrap_or_default() {
+        // The daemon and other keepers use no offsets, and have many descriptors.
+        let exe = format!("/proc/{other}/exe");
+        if other == pid || ours.is_some() && program_of(Path::new(&exe)) == ours {
+            continue;
+        }
+        for (number, device_and_inode) in inodes_of(other).unwrap_or_default() {
+            for index in wanted.get(&device_and_inode).into_iter().flatten() {
                 let Some(file) = files.get_mut(*index) else {
                     continue;
                 };
@@ -195,6 +200,29 @@ fn mark_shared(pid: i32, files: &mut [FileImage]) {
             }
         }
     }
+}
+
+fn program_of(exe: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(exe).ok().map(|data| (data.dev(), data.ino()))
+}
+
+/// Device and inode of each open descriptor. There may be tens of thousands on a node, and the
+/// process to be moved stands still meanwhile: so no path is resolved from the root for each.
+fn inodes_of(pid: i32) -> io::Result<Vec<(i32, (u64, u64))>> {
+    let path = format!("/proc/{pid}/fd");
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut directory = Dir::open(path.as_str(), flags, Mode::empty())?;
+    let names: Vec<CString> = directory
+        .iter()
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_owned()))
+        .collect();
+    let look = |name: CString| {
+        let number = name.to_str().ok()?.parse().ok()?;
+        let stat = fstatat(directory.as_fd(), name.as_c_str(), AtFlags::empty()).ok()?;
+        Some((number, (stat.st_dev, stat.st_ino)))
+    };
+    Ok(names.into_iter().filter_map(look).collect())
 }
 
 #[cfg(test)]

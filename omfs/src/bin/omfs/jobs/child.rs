@@ -1,5 +1,6 @@
 //! What shims and supervisors do first: become independent of the daemon that started them.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -19,11 +20,14 @@ pub struct Start {
     pub listener: OwnedFd,
 }
 
-/// Leaves the daemon's session, takes the listener and reads what a keeper needs.
+/// Leaves the daemon's session, takes the listener and reads what a keeper needs. `name` is what
+/// ps(1) shows.
 ///
 /// # Errors
 /// The configuration or the certificate cannot be read.
-pub fn start(config_path: Option<&Path>) -> anyhow::Result<Start> {
+pub fn start(config_path: Option<&Path>, name: &CStr) -> anyhow::Result<Start> {
+    // `/proc/self/exe`, by which it was started, is no name to find it by.
+    let _ = nix::sys::prctl::set_name(name);
     // Fails only if this process leads a session already.
     let _ = nix::unistd::setsid();
     let listener = std::io::stdin().as_fd().try_clone_to_owned()?;

@@ -17,7 +17,7 @@ use proto::link::Link;
 use super::child;
 
 /// Connecting, handshake and Hello together.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// `omfs shim …`: hidden, started by the daemon.
 #[derive(clap::Args, Debug)]
@@ -38,7 +38,7 @@ pub struct ShimArgs {
 /// # Errors
 /// The job could not be taken over.
 pub fn shim_main(args: ShimArgs) -> anyhow::Result<()> {
-    let start = child::start(args.config.as_deref())?;
+    let start = child::start(args.config.as_deref(), c"omfs-shim")?;
     let jobs = start.config.node.run_dir.join("jobs");
     let state_file = jobs.join(format!("{}.json", args.pid));
     let config = ShimConfig {

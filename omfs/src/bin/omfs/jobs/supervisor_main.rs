@@ -14,7 +14,7 @@ use super::reception::await_guest;
 /// The one-time token, hexadecimal; useless once the job has connected.
 pub const TOKEN_VARIABLE: &str = "OMFS_GUEST_TOKEN";
 /// The guest must connect within this time.
-const EXPIRY: Duration = Duration::from_secs(10);
+const EXPIRY: Duration = Duration::from_secs(20);
 
 /// `omfs supervisor …`: hidden, started by the daemon.
 #[derive(clap::Args, Debug)]
@@ -38,7 +38,7 @@ pub struct SupervisorArgs {
 /// # Errors
 /// Nobody came, or the guest could not be built.
 pub fn supervisor_main(args: SupervisorArgs) -> anyhow::Result<()> {
-    let start = child::start(args.config.as_deref())?;
+    let start = child::start(args.config.as_deref(), c"omfs-supervisor")?;
     let token = std::env::var(TOKEN_VARIABLE).context("no token")?;
     let listener = TcpListener::from(start.listener.try_clone()?);
     let (home, until) = (NodeId(args.home_id), Instant::now() + EXPIRY);
