@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::sys::ptrace::{RawSiginfo, SIGINFO_BYTES};
+use crate::sys::ptrace::RawSiginfo;
 
 /// Most descriptions kept; the oldest go first. (RLIMIT_SIGPENDING is of this order.)
 const KEPT_MAX: usize = 4096;
@@ -34,7 +34,7 @@ impl Forwarded {
         while self.waiting.len() > KEPT_MAX {
             self.waiting.pop_first();
         }
-        queued(signal, token)
+        RawSiginfo::queued(signal, MARK | u64::from(token))
     }
 
     /// The description behind a token, once; `None` for a signal that is not ours.
@@ -50,21 +50,7 @@ impl Forwarded {
     }
 }
 
-fn queued(signal: i32, token: u32) -> RawSiginfo {
-    let mut bytes = [0; SIGINFO_BYTES];
-    let value = MARK | u64::from(token);
-    put(&mut bytes, 0, &signal.to_ne_bytes());
-    put(&mut bytes, 8, &libc::SI_QUEUE.to_ne_bytes());
-    put(&mut bytes, 24, &value.to_ne_bytes());
-    RawSiginfo(bytes)
-}
-
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
-    let place = bytes.iter_mut().skip(at);
-    place.zip(value).for_each(|(to, from)| *to = *from);
-}
-
-/// The token in a signal queued by [`queued`]: the kernel sets the sender of a signal from outside
+/// The token in a signal queued for us: the kernel sets the sender of a signal from outside
 /// the guest's PID namespace to 0, which nobody inside can claim.
 fn token_of(info: &RawSiginfo) -> Option<u32> {
     let word = |at: usize| info.0.get(at..at + 4);
@@ -85,10 +71,9 @@ mod tests {
     use super::*;
 
     fn signal(number: i32, sender: u8) -> RawSiginfo {
-        let mut bytes = [0; SIGINFO_BYTES];
-        put(&mut bytes, 0, &number.to_ne_bytes());
-        put(&mut bytes, 16, &[sender]);
-        RawSiginfo(bytes)
+        let mut info = RawSiginfo::queued(number, 0);
+        info.0[16] = sender;
+        info
     }
 
     #[test]
