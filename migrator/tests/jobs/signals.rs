@@ -136,6 +136,34 @@ fn signals_from_outside_arrive_once_each_wherever_the_job_is() {
 }
 
 #[test]
+fn of_two_signals_that_wait_as_one_the_first_keeps_its_description() {
+    let script = "
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print('ready', flush=True)
+sys.stdin.readline()
+info = signal.sigtimedwait([signal.SIGUSR1], 0)
+print(info.si_code, info.si_pid, signal.sigtimedwait([signal.SIGUSR1], 0), flush=True)
+";
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).stdin(Stdio::piped());
+    let mut job = Job(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut from = output(&mut job.0);
+    let mut lab = Lab::new(job.0.id());
+    lab.migrate();
+    for _ in 0..2 {
+        send(&job.0, Signal::SIGUSR1);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    lab.home();
+    drop(job.0.stdin.take());
+    let mut line = String::new();
+    from.read_line(&mut line).unwrap();
+    let sender = std::process::id();
+    assert_eq!(line, format!("{} {sender} None\n", libc::SI_USER));
+}
+
+#[test]
 fn deadly_signals_give_the_same_wait_status() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGHUP] {
         let mut job = Job(Command::new("sleep").arg("100").spawn().unwrap());
