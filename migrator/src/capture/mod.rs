@@ -79,8 +79,7 @@ pub fn capture(frozen: &mut Frozen) -> Result<ProcessImage, CaptureError> {
     // Signals taken from the queues meanwhile belong to them, before what came since.
     for seen in frozen.signals.iter().rev() {
         let info = seen.info.0.to_vec();
-        let to_thread = seen.info.code() == libc::SI_TKILL;
-        let host = |thread: &&mut image::ThreadImage| thread.host_tid == seen.tid && to_thread;
+        let host = |thread: &&mut image::ThreadImage| thread.host_tid == seen.tid && seen.to_thread;
         match image.threads.iter_mut().find(host) {
             Some(thread) => thread.pending_signals.insert(0, info),
             None => image.pending_signals.insert(0, info),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::capture::{PageRun, file_id};
 use crate::image::{self, PAGE_BYTES, ProcessImage, VmaImage, VmaKind};
 use crate::tracee::procfs::{Mapping, Maps, Stat};
-use crate::tracee::{CALL_DEADLINE, Call, Frozen, TraceeError, procfs};
+use crate::tracee::{CALL_DEADLINE, Call, Frozen, RawSiginfo, TraceeError, procfs};
 
 use super::files::{self, Finder};
 use super::guest::write_pages;
@@ -36,6 +36,23 @@ pub fn release_memory(frozen: &mut Frozen) -> Result<(), TraceeError> {
             .map(|map| (map.start, map.end)),
     );
     space::unmap_all_but(frozen, &keep)
+}
+
+/// Forgets those of the signals taken from the deputy's queues that its image has taken along; the
+/// others came since.
+pub fn forget_moved_signals(frozen: &mut Frozen, image: &ProcessImage) {
+    let threads = image
+        .threads
+        .iter()
+        .flat_map(|thread| &thread.pending_signals);
+    let all = image.pending_signals.iter().chain(threads);
+    let mut moved: Vec<RawSiginfo> = all
+        .filter_map(|info| RawSiginfo::try_from(&info[..]).ok())
+        .collect();
+    frozen.signals.retain(|seen| {
+        let at = moved.iter().position(|info| *info == seen.info);
+        at.map(|at| moved.swap_remove(at)).is_none()
+    });
 }
 
 /// Where arguments and environment lie, in whole pages.

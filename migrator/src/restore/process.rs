@@ -96,8 +96,9 @@ pub(super) fn set_actions(frozen: &mut Frozen, image: &ProcessImage) -> Result<(
 }
 
 /// Queues the signals that were pending: all threads block all signals now, so they wait. What
-/// came since comes after them.
+/// came since, and may wait already, comes after them.
 pub(super) fn queue_pending(frozen: &mut Frozen, image: &ProcessImage) -> Result<(), RestoreError> {
+    frozen.take_pending_signals()?;
     let later = std::mem::take(&mut frozen.signals);
     if image.stopped_by != 0 {
         frozen.stop_when_it_goes_on();

@@ -166,10 +166,9 @@ impl Shim {
             };
             let sent = match one {
                 News::Signal(seen) => {
-                    let to_thread = seen.info.code() == libc::SI_TKILL;
                     let signal = Signal {
                         number: seen.info.signal(),
-                        thread: if to_thread { seen.tid } else { 0 },
+                        thread: if seen.to_thread { seen.tid } else { 0 },
                         info: seen.info.0.to_vec(),
                     };
                     away.sent.push(seen);

@@ -16,8 +16,7 @@ use crate::control::{Event, Phase, RunState, write_state};
 use crate::image::places;
 use crate::keeper::transfer::{Ear, MoveError, send_image, send_pages};
 use crate::keeper::{Answers, Peer};
-use crate::restore::deputy::release_memory;
-use crate::sys::ptrace::RawSiginfo;
+use crate::restore::deputy::{forget_moved_signals, release_memory};
 use crate::tracee::{Frozen, TraceeError, options};
 
 /// Version of the messages spoken here.
@@ -139,6 +138,11 @@ impl Shim {
                 .set_options(fatal)
                 .map_err(|error| tracee(&error))?;
         }
+        // Before `Go`: a signal that comes when its like has moved along, and may have been handled
+        // there already, must not be taken for one that still waits here.
+        frozen
+            .take_pending_signals()
+            .map_err(|error| tracee(&error))?;
         progress(answers, Phase::Commit, total, total);
         peer.tell(What::Go(Go {}), &[])?;
         Ok(image)
@@ -180,25 +184,11 @@ pub(super) fn park_threads(
 ) -> Result<(Deputy, Vec<News>), TraceeError> {
     release_memory(frozen)?;
     let stub = frozen.stub()?;
-    let threads = image
-        .threads
-        .iter()
-        .flat_map(|thread| &thread.pending_signals);
-    let all = image.pending_signals.iter().chain(threads);
-    let mut queued: Vec<RawSiginfo> = all
-        .filter_map(|info| RawSiginfo::try_from(&info[..]).ok())
-        .collect();
-    let mut news = Vec::new();
-    for seen in frozen.signals.drain(..) {
-        match queued.iter().position(|other| *other == seen.info) {
-            // No longer in the deputy's queues.
-            Some(at) => drop(queued.remove(at)),
-            None => news.push(News::Signal(seen)),
-        }
-    }
+    forget_moved_signals(frozen, image);
+    let news = frozen.signals.drain(..).map(News::Signal).collect();
     let threads = std::mem::take(&mut frozen.threads);
     let stopped = threads.into_iter().map(|thread| thread.stopped).collect();
-    let deputy = Deputy::park(frozen.pid(), stopped, stub, queued)?;
+    let deputy = Deputy::park(frozen.pid(), stopped, stub)?;
     Ok((deputy, news))
 }
 

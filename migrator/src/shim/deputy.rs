@@ -16,9 +16,7 @@ use crate::homecall::place::{self, Placed};
 use crate::homecall::{CALL_BYTES_MAX, HomeCallError};
 use crate::syscalls::{Class, trapped_class};
 use crate::tracee::inject::{CallState, checked};
-use crate::tracee::{
-    CallStop, Event, RawSiginfo, Running, SignalSeen, Stop, Stopped, Stub, TraceeError,
-};
+use crate::tracee::{CallStop, Event, Running, SignalSeen, Stop, Stopped, Stub, TraceeError};
 
 /// How long a thread may take to stop when it is told to.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -54,8 +52,6 @@ pub struct Deputy {
     pub(super) carrier_comes: bool,
     /// The deputy has stopped as its guest has, and was not continued.
     pub(super) stands: bool,
-    /// Signals that wait in the deputy's queues and went along with the image.
-    moved_along: Vec<RawSiginfo>,
 }
 
 #[derive(Debug)]
@@ -79,17 +75,12 @@ pub(super) enum Doing {
 }
 
 impl Deputy {
-    /// Parks the stopped threads of a process that has left. `moved_along` are pending signals
-    /// that its image has taken along.
+    /// Parks the stopped threads of a process that has left. Whatever waits in their queues is
+    /// news: what the image has taken along must not be there any more.
     ///
     /// # Errors
     /// [`TraceeError`].
-    pub fn park(
-        pid: i32,
-        threads: Vec<Stopped>,
-        stub: Stub,
-        moved_along: Vec<RawSiginfo>,
-    ) -> Result<Self, TraceeError> {
+    pub fn park(pid: i32, threads: Vec<Stopped>, stub: Stub) -> Result<Self, TraceeError> {
         let mut deputy = Self {
             pid,
             stub,
@@ -98,7 +89,6 @@ impl Deputy {
             stop_due: None,
             carrier_comes: false,
             stands: false,
-            moved_along,
         };
         for stopped in threads {
             stopped.set_sigmask(0)?;
@@ -209,12 +199,9 @@ impl Deputy {
     }
 
     fn note_signal(&mut self, seen: SignalSeen, news: &mut Vec<News>) {
-        if Stub::is_own_trap(&seen.info) {
-            return; // of a call that had already been seen to be done
-        }
-        match self.moved_along.iter().position(|info| *info == seen.info) {
-            Some(at) => drop(self.moved_along.swap_remove(at)),
-            None => news.push(News::Signal(seen)),
+        // The trap of a call that had already been seen to be done is nobody's business.
+        if !Stub::is_own_trap(&seen.info) {
+            news.push(News::Signal(seen));
         }
     }
 
@@ -392,7 +379,7 @@ impl Deputy {
                     let info = stopped.siginfo()?;
                     trapped |= Stub::is_own_trap(&info);
                     if self.effect_of_own(&info).is_none() {
-                        self.note_signal(SignalSeen { tid, info }, news);
+                        self.note_signal(SignalSeen::at_delivery(tid, info), news);
                     }
                     stopped.interrupt()?; // any stop makes the kernel forget the last one
                     running = stopped.cont(0)?;

@@ -45,7 +45,7 @@ impl Parked {
             .drain(..)
             .map(|thread| thread.stopped)
             .collect();
-        let deputy = Deputy::park(pid, threads, stub, Vec::new())?;
+        let deputy = Deputy::park(pid, threads, stub)?;
         Ok(Self {
             child,
             deputy,

@@ -50,10 +50,7 @@ mod tests {
     use crate::tracee::RawSiginfo;
 
     fn seen(tid: i32) -> SignalSeen {
-        SignalSeen {
-            tid,
-            info: RawSiginfo([0; 128]),
-        }
+        SignalSeen::at_delivery(tid, RawSiginfo([0; 128]))
     }
 
     fn rest(sent: &SentSignals) -> Vec<i32> {

@@ -13,7 +13,7 @@ use proto::v1::{Continued, Exited, Signal, Stopped as StoppedMessage, ThreadGone
 use super::calls::CallInProgress;
 use super::fds::FdTable;
 use super::returns::Returns;
-use super::signals::Forwarded;
+use super::signals::{Forwarded, waits_already};
 use crate::keeper::Peer;
 use crate::numbers::HomeNumbers;
 use crate::sys::ptrace::RawSiginfo;
@@ -214,6 +214,9 @@ impl Guest {
             .iter()
             .find(|(_, thread)| thread.id == signal.thread);
         let tid = thread.map(|(tid, _)| *tid);
+        if waits_already(self.host_pid, tid, info.signal()) {
+            return self.withdraw_disturbed(peer);
+        }
         let token = self.forwarded.token_for(info);
         if let Err(error) = crate::sys::signals::queue(self.host_pid, tid, &token) {
             tracing::warn!(pid = self.pid, signal = info.signal(), %error, "signal lost");

@@ -6,10 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::sys::ptrace::{RawSiginfo, SIGINFO_BYTES};
+use crate::sys::ptrace::RawSiginfo;
+use crate::tracee::procfs::Status;
 
 /// Most descriptions kept; the oldest go first. (RLIMIT_SIGPENDING is of this order.)
 const KEPT_MAX: usize = 4096;
+/// The first signal that queues up; libc keeps some of those to itself.
+const KERNELS_SIGRTMIN: i32 = 32;
 /// Marks our tokens among values that programs queue themselves.
 const MARK: u64 = 0x6f6d_6673 << 32;
 
@@ -25,16 +28,11 @@ impl Forwarded {
     pub fn token_for(&mut self, info: RawSiginfo) -> RawSiginfo {
         let token = self.next;
         self.next = self.next.wrapping_add(1);
-        let signal = info.signal();
-        if signal < libc::SIGRTMIN() {
-            // At most one of each waits in the kernel, and this one replaces it.
-            self.waiting.retain(|_, other| other.signal() != signal);
-        }
         self.waiting.insert(token, info);
         while self.waiting.len() > KEPT_MAX {
             self.waiting.pop_first();
         }
-        queued(signal, token)
+        RawSiginfo::queued(info.signal(), MARK | u64::from(token))
     }
 
     /// The description behind a token, once; `None` for a signal that is not ours.
@@ -50,21 +48,26 @@ impl Forwarded {
     }
 }
 
-fn queued(signal: i32, token: u32) -> RawSiginfo {
-    let mut bytes = [0; SIGINFO_BYTES];
-    let value = MARK | u64::from(token);
-    put(&mut bytes, 0, &signal.to_ne_bytes());
-    put(&mut bytes, 8, &libc::SI_QUEUE.to_ne_bytes());
-    put(&mut bytes, 24, &value.to_ne_bytes());
-    RawSiginfo(bytes)
+/// Whether a signal that is sent to a process or to one of its threads is one with its like that
+/// waits there: of standard signals the kernel keeps the first. (Stop signals and SIGCONT have their
+/// effect on others even then.)
+pub(super) fn waits_already(pid: i32, tid: Option<i32>, signal: i32) -> bool {
+    let always = [
+        libc::SIGCONT,
+        libc::SIGSTOP,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+    ];
+    if !(1..KERNELS_SIGRTMIN).contains(&signal) || always.contains(&signal) {
+        return false;
+    }
+    let status = Status::of_thread(pid, tid.unwrap_or(pid)).unwrap_or_default();
+    let queue = if tid.is_some() { "SigPnd" } else { "ShdPnd" };
+    status.mask(queue) & (1 << (signal - 1)) != 0
 }
 
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
-    let place = bytes.iter_mut().skip(at);
-    place.zip(value).for_each(|(to, from)| *to = *from);
-}
-
-/// The token in a signal queued by [`queued`]: the kernel sets the sender of a signal from outside
+/// The token in a signal queued for us: the kernel sets the sender of a signal from outside
 /// the guest's PID namespace to 0, which nobody inside can claim.
 fn token_of(info: &RawSiginfo) -> Option<u32> {
     let word = |at: usize| info.0.get(at..at + 4);
@@ -85,10 +88,9 @@ mod tests {
     use super::*;
 
     fn signal(number: i32, sender: u8) -> RawSiginfo {
-        let mut bytes = [0; SIGINFO_BYTES];
-        put(&mut bytes, 0, &number.to_ne_bytes());
-        put(&mut bytes, 16, &[sender]);
-        RawSiginfo(bytes)
+        let mut info = RawSiginfo::queued(number, 0);
+        info.0[16] = sender;
+        info
     }
 
     #[test]
@@ -117,20 +119,34 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_standard_signal_and_all_real_time_ones_are_kept() {
+    fn each_signal_keeps_its_own_description() {
         let mut forwarded = Forwarded::default();
-        let old = forwarded.token_for(signal(libc::SIGTERM, 1));
-        let new = forwarded.token_for(signal(libc::SIGTERM, 2));
-        assert_eq!(forwarded.take(&old), None);
-        assert_eq!(forwarded.take(&new), Some(signal(libc::SIGTERM, 2)));
-        let all: Vec<_> = (0..3)
-            .map(|sender| forwarded.token_for(signal(libc::SIGRTMIN(), sender)))
-            .collect();
-        for (sender, token) in (0..3).zip(&all) {
-            assert_eq!(
-                forwarded.take(token),
-                Some(signal(libc::SIGRTMIN(), sender))
-            );
+        for number in [libc::SIGTERM, libc::SIGRTMIN()] {
+            let all: Vec<_> = (0..3)
+                .map(|sender| forwarded.token_for(signal(number, sender)))
+                .collect();
+            for (sender, token) in (0..3).zip(&all) {
+                assert_eq!(forwarded.take(token), Some(signal(number, sender)));
+            }
         }
+    }
+
+    #[test]
+    fn a_signal_that_waits_here_already_is_one_with_it() {
+        let me = std::process::id().cast_signed();
+        let tid = nix::unistd::gettid().as_raw();
+        let mut blocked = nix::sys::signal::SigSet::empty();
+        blocked.add(nix::sys::signal::SIGUSR1);
+        blocked.add(nix::sys::signal::SIGCONT);
+        blocked.thread_block().unwrap();
+        for number in [libc::SIGUSR1, libc::SIGCONT, libc::SIGRTMIN()] {
+            assert!(!waits_already(me, Some(tid), number));
+        }
+        for number in [libc::SIGUSR1, libc::SIGCONT] {
+            crate::sys::signals::tgkill(me, tid, number).unwrap();
+        }
+        assert!(waits_already(me, Some(tid), libc::SIGUSR1));
+        assert!(!waits_already(me, None, libc::SIGUSR1));
+        assert!(!waits_already(me, Some(tid), libc::SIGCONT));
     }
 }

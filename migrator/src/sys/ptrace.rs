@@ -325,6 +325,20 @@ impl std::fmt::Debug for RawSiginfo {
 }
 
 impl RawSiginfo {
+    /// What sigqueue(3) sends, in nobody's name.
+    #[must_use]
+    pub fn queued(signal: i32, value: u64) -> Self {
+        let mut bytes = [0; SIGINFO_BYTES];
+        let mut put = |at: usize, field: &[u8]| {
+            let place = bytes.iter_mut().skip(at);
+            place.zip(field).for_each(|(to, from)| *to = *from);
+        };
+        put(0, &signal.to_ne_bytes());
+        put(8, &libc::SI_QUEUE.to_ne_bytes());
+        put(24, &value.to_ne_bytes());
+        Self(bytes)
+    }
+
     /// `si_signo`.
     #[must_use]
     pub fn signal(&self) -> i32 {

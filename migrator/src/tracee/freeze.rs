@@ -3,14 +3,13 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::sys::ptrace::RawSiginfo;
 use crate::sys::regs::Regs;
 
 use super::inject::{self, SignalSeen, Stub};
 use super::{Running, Stop, Stopped, TraceeError, options, procfs};
 
-/// How often the list of threads is read until no new one appears.
-const ROUNDS_MAX: usize = 100;
+/// How often something is looked at until nothing new appears.
+pub(super) const ROUNDS_MAX: usize = 100;
 /// Scratch memory of the stub that a frozen process gets.
 const SCRATCH_BYTES: u64 = 32 * 1024;
 /// Every signal.
@@ -41,7 +40,7 @@ pub struct Frozen {
     pub signals: Vec<SignalSeen>,
     stub: Option<Stub>,
     /// It is to stop when it goes on: SIGSTOP cannot be blocked, so it cannot wait in a queue.
-    stops: bool,
+    pub(super) stops: bool,
     /// Whether the process ignores SIGTRAP, if that is known.
     pub(super) trap_ignored: Option<bool>,
 }
@@ -148,7 +147,9 @@ impl Frozen {
         tid != self.pid && (error.is_death() || ending())
     }
 
-    /// Waits for the stop of an interrupted thread; a signal that comes first is kept aside.
+    /// Waits for the stop of an interrupted thread. A signal that comes first is delivered: once it
+    /// is taken from its queue nothing tells any more which queue that was. A stop signal is kept
+    /// aside: it would stop threads that are to work for us.
     fn collect(&mut self, mut thread: Running, deadline: Instant) -> Result<(), TraceeError> {
         let tid = thread.tid();
         let mut group_stop = None;
@@ -158,13 +159,13 @@ impl Frozen {
                 Err(error) if error.is_death() && tid != self.pid => return Ok(()),
                 Err(error) => return Err(error),
             };
+            let mut deliver = 0;
             match stopped.stop() {
-                Stop::SignalDelivery(_) => {
-                    self.signals.push(SignalSeen {
-                        tid,
-                        info: stopped.siginfo()?,
-                    });
+                Stop::SignalDelivery(signal) if stops_by_default(signal) => {
+                    let info = stopped.siginfo()?;
+                    self.signals.push(SignalSeen::at_delivery(tid, info));
                 }
+                Stop::SignalDelivery(signal) => deliver = signal,
                 Stop::GroupStop(signal) => group_stop = Some(signal),
                 _ => {}
             }
@@ -179,7 +180,8 @@ impl Frozen {
                 self.threads.insert(place, thread);
                 return Ok(());
             }
-            thread = stopped.cont(0)?;
+            stopped.interrupt()?;
+            thread = stopped.cont(deliver)?;
         }
     }
 
@@ -329,69 +331,13 @@ impl Frozen {
         }
         Ok(())
     }
+}
 
-    /// Puts signals that were taken back into the queues they came from.
-    ///
-    /// # Errors
-    /// [`TraceeError`].
-    pub fn requeue_signals(&mut self) -> Result<(), TraceeError> {
-        for _ in 0..ROUNDS_MAX {
-            if self.signals.is_empty() {
-                break;
-            }
-            for seen in std::mem::take(&mut self.signals) {
-                let index = self
-                    .threads
-                    .iter()
-                    .position(|t| t.stopped.tid() == seen.tid)
-                    .unwrap_or(0);
-                self.queue_signal(index, &seen.info, seen.info.code() == libc::SI_TKILL)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Queues a signal to thread `index` itself or to the process. The kernel lets only the
-    /// receiver itself claim an arbitrary origin, so the call is injected.
-    ///
-    /// # Errors
-    /// [`TraceeError`].
-    pub fn queue_signal(
-        &mut self,
-        index: usize,
-        info: &RawSiginfo,
-        to_thread: bool,
-    ) -> Result<(), TraceeError> {
-        match info.signal() {
-            libc::SIGSTOP => {
-                self.stops = true;
-                return Ok(());
-            }
-            libc::SIGCONT => self.stops = false,
-            _ => {}
-        }
-        let stub = self.stub()?;
-        let index = if to_thread { index } else { 0 };
-        let own_pid = self.call(0, ("getpid", libc::SYS_getpid), [0; 6])?;
-        let own_tid = self.call(index, ("gettid", libc::SYS_gettid), [0; 6])?;
-        self.leader()?
-            .stopped
-            .memory()
-            .write(stub.scratch, &info.0)?;
-        let signal = info.signal() as u64;
-        if to_thread {
-            let args = [own_pid, own_tid, signal, stub.scratch, 0, 0];
-            self.call(
-                index,
-                ("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo),
-                args,
-            )?;
-        } else {
-            let args = [own_pid, signal, stub.scratch, 0, 0, 0];
-            self.call(0, ("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo), args)?;
-        }
-        Ok(())
-    }
+fn stops_by_default(signal: i32) -> bool {
+    matches!(
+        signal,
+        libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU
+    )
 }
 
 impl FrozenThread {
@@ -436,6 +382,7 @@ pub(super) fn into_signal_stop(stopped: Stopped, stops: &mut bool) -> Result<Sto
             return Err(TraceeError::Timeout { tid });
         }
         *stops |= stopped.stop() == Stop::SignalDelivery(libc::SIGSTOP);
+        stopped.interrupt()?;
         stopped = stopped.cont(0)?.wait(deadline)?;
     }
     Ok(stopped)

@@ -35,8 +35,23 @@ pub struct Stub {
 pub struct SignalSeen {
     /// The thread it was about to be delivered to.
     pub tid: i32,
-    /// Everything about it; `SI_TKILL` tells a thread-directed one.
+    /// Everything about it.
     pub info: RawSiginfo,
+    /// It was sent to this thread, not to its process.
+    pub to_thread: bool,
+}
+
+impl SignalSeen {
+    /// A signal as it was seen at its delivery. By then only `SI_TKILL` tells a thread-directed one.
+    #[must_use]
+    pub fn at_delivery(tid: i32, info: RawSiginfo) -> Self {
+        let to_thread = info.code() == libc::SI_TKILL;
+        Self {
+            tid,
+            info,
+            to_thread,
+        }
+    }
 }
 
 /// How far an asynchronous call has come.
@@ -320,10 +335,7 @@ impl Stopped {
         };
         self.note_stop(stop);
         if let Stop::SignalDelivery(_) = stop {
-            signals.push(SignalSeen {
-                tid,
-                info: self.siginfo()?,
-            });
+            signals.push(SignalSeen::at_delivery(tid, self.siginfo()?));
         }
         Ok(stop)
     }
@@ -375,10 +387,7 @@ impl Stopped {
             return Ok(CallStop::Done(regs.rax as i64));
         }
         Ok(CallStop::Signal {
-            seen: SignalSeen {
-                tid: self.tid(),
-                info,
-            },
+            seen: SignalSeen::at_delivery(self.tid(), info),
             call,
         })
     }

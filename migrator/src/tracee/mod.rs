@@ -17,6 +17,7 @@ pub mod freeze;
 pub mod inject;
 pub mod memory;
 pub mod procfs;
+mod queues;
 mod state;
 mod step;
 #[cfg(test)]

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use migrator::capture::{CaptureError, PageStream, capture, pages};
 use migrator::image::ProcessImage;
 use migrator::restore::{GuestBuilder, Sources, deputy, files, guest};
-use migrator::tracee::{Event, Frozen, Running, Stop, Stopped, Stub, event, options};
+use migrator::tracee::{
+    Event, Frozen, Running, Stop, Stopped, Stub, TraceeError, event, options, procfs,
+};
 
 pub type TestResult<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -42,9 +44,17 @@ impl Job {
 }
 
 impl Drop for Job {
+    /// The kernel lets go of a process only when the tracer of its threads, this process, has waited
+    /// for each; nobody else does when a test ends early.
     fn drop(&mut self) {
         let _ = self.0.kill();
-        let _ = self.0.wait();
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline && matches!(self.0.try_wait(), Ok(None)) {
+            for tid in procfs::threads(self.pid()).unwrap_or_default() {
+                let _ = (tid != self.pid()).then(|| event::poll_one(tid));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -132,6 +142,8 @@ impl Away {
             }
         };
         let (stub, host_pid) = (guest.builder.stub(), guest.builder.host_pid());
+        frozen.take_pending_signals()?;
+        deputy::forget_moved_signals(&mut frozen, guest.builder.image());
         let threads = guest.builder.run(GUEST)?;
         deputy::release_memory(&mut frozen)?;
         Ok(Self {
@@ -173,17 +185,14 @@ impl Away {
 
     fn freeze_guest(&mut self) -> TestResult<Frozen> {
         let mut all: Vec<Stopped> = Vec::new();
-        let mut signals = Vec::new();
         for thread in self.threads.drain(..) {
-            match stop(thread, &mut signals) {
+            match stop(thread) {
                 Ok(stopped) => all.push(stopped),
                 Err(error) if error.is_death() => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut frozen = Frozen::adopt(self.host_pid, all, Some(self.stub))?;
-        frozen.signals = signals;
-        Ok(frozen)
+        Ok(Frozen::adopt(self.host_pid, all, Some(self.stub))?)
     }
 
     /// Brings it home: the deputy is the process again.
@@ -228,18 +237,14 @@ impl Away {
     }
 }
 
-fn stop(
-    mut thread: Running,
-    signals: &mut Vec<migrator::tracee::SignalSeen>,
-) -> Result<Stopped, migrator::tracee::TraceeError> {
+fn stop(mut thread: Running) -> Result<Stopped, TraceeError> {
     thread.interrupt()?;
     loop {
         let stopped = thread.wait(Instant::now() + LIMIT)?;
         match stopped.stop() {
-            Stop::SignalDelivery(_) => {
-                let (tid, info) = (stopped.tid(), stopped.siginfo()?);
-                signals.push(migrator::tracee::SignalSeen { tid, info });
-                thread = stopped.cont(0)?;
+            Stop::SignalDelivery(signal) => {
+                stopped.interrupt()?;
+                thread = stopped.cont(signal)?;
             }
             _ => return Ok(stopped),
         }

@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Away, Job, TestResult};
-use migrator::tracee::Event;
+use migrator::sys::signals;
+use migrator::tracee::{Event, RawSiginfo};
 
 /// Text-like bytes that gzip has work with.
 fn noise(bytes: usize) -> Vec<u8> {
@@ -126,5 +127,40 @@ fn threads_moved_out_and_home_twenty_times_notice_nothing() -> TestResult {
         "{status:?}: {errors}"
     );
     assert_eq!(fs::read_to_string(&output)?, "300 rounds, 0 wrong\n");
+    Ok(())
+}
+
+#[test]
+fn signals_sent_all_the_time_arrive_once_each() -> TestResult {
+    let directory = tempfile::tempdir()?;
+    let (output, errors) = (
+        directory.path().join("output"),
+        directory.path().join("errors"),
+    );
+    let mut job = Job::start(
+        Command::new(env!("CARGO_BIN_EXE_migrator-testkit"))
+            .arg("guest-signals")
+            .stdin(Stdio::null())
+            .stdout(File::create(&output)?)
+            .stderr(File::create(&errors)?),
+    )?;
+    thread::sleep(Duration::from_millis(50));
+    for round in 0..20 {
+        let mut away = Away::start(job.pid())?;
+        let end = away.serve(Duration::from_millis(5))?;
+        assert_eq!(end, None, "round {round}: {}", fs::read_to_string(&errors)?);
+        away.home()?;
+        thread::sleep(Duration::from_millis(5));
+        assert_eq!(fs::read_to_string(&errors)?, "", "round {round}");
+    }
+    let end = RawSiginfo::queued(libc::SIGRTMIN() + 1, 0);
+    signals::queue(job.pid(), None, &end)?;
+    let status = job.0.wait()?;
+    let errors = fs::read_to_string(&errors)?;
+    assert!(status.success(), "{status:?}: {errors}");
+    assert_eq!(
+        fs::read_to_string(&output)?,
+        "all signals arrived, and 0 from outside, numbers 0 in sum\n"
+    );
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
+use migrator::tracee::RawSiginfo;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -63,6 +64,103 @@ while True:
     lab.home();
     send(&job.0, Signal::SIGUSR1);
     assert_eq!(next(), format!("handler {}\n", libc::SIGUSR1));
+}
+
+#[test]
+fn signals_a_job_sends_itself_arrive_once_each() {
+    let directory = tempfile::tempdir().unwrap();
+    let errors = directory.path().join("errors");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_migrator-testkit"));
+    command.arg("guest-signals").stdout(Stdio::null());
+    command.stderr(std::fs::File::create(&errors).unwrap());
+    let mut job = Job(command.spawn().unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    let said = || std::fs::read_to_string(&errors).unwrap();
+    let mut lab = Lab::new(job.0.id());
+    for round in 0..8 {
+        lab.migrate();
+        lab.migrate();
+        lab.home();
+        assert_eq!(said(), "", "round {round}");
+    }
+    lab.migrate();
+    queue(&job.0, 0);
+    let status = job.wait();
+    assert!(status.success(), "{status:?}: {}", said());
+}
+
+/// A numbered signal for `guest-signals`; 0 ends it.
+fn queue(child: &Child, number: u64) {
+    let info = RawSiginfo::queued(libc::SIGRTMIN() + 1, number);
+    migrator::sys::signals::queue(child.id() as i32, None, &info).unwrap();
+}
+
+#[test]
+fn signals_from_outside_arrive_once_each_wherever_the_job_is() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_migrator-testkit"));
+    command.arg("guest-signals").stdout(Stdio::piped());
+    let mut job = Job(command.spawn().unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    let mut lab = Lab::new(job.0.id());
+    let over = AtomicBool::new(false);
+    let sent = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut number = 0;
+            while !over.load(Relaxed) {
+                number += 1;
+                queue(&job.0, number);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            number
+        });
+        let _over = OnDrop(&over);
+        for _ in 0..8 {
+            lab.migrate();
+            lab.migrate();
+            lab.home();
+        }
+        over.store(true, Relaxed);
+        sender.join().unwrap()
+    });
+    queue(&job.0, 0);
+    let status = job.wait();
+    let mut said = String::new();
+    let stdout = job.0.stdout.as_mut().unwrap();
+    std::io::Read::read_to_string(stdout, &mut said).unwrap();
+    assert!(status.success(), "{status:?}");
+    let sum: u64 = (1..=sent).sum();
+    assert_eq!(
+        said,
+        format!("all signals arrived, and {sent} from outside, numbers {sum} in sum\n")
+    );
+}
+
+#[test]
+fn of_two_signals_that_wait_as_one_the_first_keeps_its_description() {
+    let script = "
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print('ready', flush=True)
+sys.stdin.readline()
+info = signal.sigtimedwait([signal.SIGUSR1], 0)
+print(info.si_code, info.si_pid, signal.sigtimedwait([signal.SIGUSR1], 0), flush=True)
+";
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).stdin(Stdio::piped());
+    let mut job = Job(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut from = output(&mut job.0);
+    let mut lab = Lab::new(job.0.id());
+    lab.migrate();
+    for _ in 0..2 {
+        send(&job.0, Signal::SIGUSR1);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    lab.home();
+    drop(job.0.stdin.take());
+    let mut line = String::new();
+    from.read_line(&mut line).unwrap();
+    let sender = std::process::id();
+    assert_eq!(line, format!("{} {sender} None\n", libc::SI_USER));
 }
 
 #[test]

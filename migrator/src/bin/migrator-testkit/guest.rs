@@ -123,9 +123,10 @@ fn handler(rounds: u64) {
     sys::handle_on_own_stack();
     for round in 1..=rounds {
         sys::signal_self();
+        let handled = sys::HANDLED.load(Ordering::Relaxed);
         expect(
-            sys::HANDLED.load(Ordering::Relaxed) == round,
-            "signal handler",
+            handled == round,
+            &format!("signal {round}: {handled} handled"),
         );
         expect(sys::ASTRAY.load(Ordering::Relaxed) == 0, "alternate stack");
         let block = vec![round as u8; 300_000];

@@ -3,11 +3,14 @@
 //! * `cage PID MONOTONIC_NS BOOTTIME_NS` — namespaces with one blank child of that PID; says its id
 //!   out here and waits for the end of its standard input.
 //! * `guest-threads ROUNDS` — a program that checks itself while it is moved about.
+//! * `guest-signals` — a program that counts the signals it sends itself, and those
+//!   that others queue to it.
 
 #![deny(unsafe_code)]
 
 mod cage;
 mod guest;
+mod signals;
 mod sys;
 
 use std::error::Error;
@@ -19,7 +22,12 @@ fn main() -> ExitCode {
     let done: Result<(), Box<dyn Error>> = match words.as_slice() {
         ["cage", pid, monotonic_ns, boottime_ns] => cage::run(pid, monotonic_ns, boottime_ns),
         ["guest-threads", rounds] => guest::run(rounds),
-        _ => Err("usage: cage PID MONOTONIC_NS BOOTTIME_NS | guest-threads ROUNDS".into()),
+        ["guest-signals"] => signals::run(),
+        _ => Err(
+            "usage: cage PID MONOTONIC_NS BOOTTIME_NS | guest-threads ROUNDS | \
+                  guest-signals"
+                .into(),
+        ),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

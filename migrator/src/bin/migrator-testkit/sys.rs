@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Closes all descriptors.
 pub fn close_all() {
@@ -56,6 +57,118 @@ pub fn signal_self() {
             libc::SIGUSR2,
         )
     };
+}
+
+/// What one thread has received.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Tally {
+    /// Signals of which one at most waits.
+    pub simple: u64,
+    /// Signals that queue up; each carries its number.
+    pub queued: u64,
+    /// Of those, how many came out of their turn.
+    pub disorder: u64,
+}
+
+thread_local! {
+    static TALLY: Cell<Tally> = const {
+        Cell::new(Tally { simple: 0, queued: 0, disorder: 0 })
+    };
+}
+
+/// Numbered signals that others have queued.
+pub static FROM_OUTSIDE: AtomicU64 = AtomicU64::new(0);
+/// Number 0 has come.
+pub static ASKED_TO_END: AtomicBool = AtomicBool::new(false);
+/// The sum of their numbers.
+pub static OUTSIDE_SUM: AtomicU64 = AtomicU64::new(0);
+
+/// What the calling thread has received so far.
+pub fn tally() -> Tally {
+    TALLY.get()
+}
+
+extern "C" fn on_counted(signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel hands a complete description to a handler with SA_SIGINFO.
+    let number = unsafe { (*info).si_value().sival_ptr } as u64;
+    if signal == from_outside() {
+        return on_outside(number);
+    }
+    let mut tally = TALLY.get();
+    if signal == libc::SIGUSR2 {
+        tally.simple += 1;
+    } else {
+        tally.queued += 1;
+        tally.disorder += u64::from(number != tally.queued);
+    }
+    TALLY.set(tally);
+}
+
+fn on_outside(number: u64) {
+    if number == 0 {
+        return ASKED_TO_END.store(true, Ordering::Relaxed);
+    }
+    FROM_OUTSIDE.fetch_add(1, Ordering::Relaxed);
+    OUTSIDE_SUM.fetch_add(number, Ordering::Relaxed);
+}
+
+fn counted() -> [i32; 2] {
+    [libc::SIGUSR2, libc::SIGRTMIN()]
+}
+
+/// The signal that others queue.
+pub fn from_outside() -> i32 {
+    libc::SIGRTMIN() + 1
+}
+
+/// Counts SIGUSR2 and SIGRTMIN by thread, and [`from_outside`].
+pub fn count_signals() {
+    // SAFETY: the handler only touches an atomic and a thread-local cell without initialisation;
+    // the structures are complete.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_counted as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+        for signal in counted().into_iter().chain([from_outside()]) {
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
+/// Blocks or unblocks the signals that are counted by thread, in this one.
+pub fn block_counted(block: bool) {
+    set_blocked(block, &counted());
+}
+
+/// Leaves [`from_outside`] to other threads.
+pub fn block_from_outside() {
+    set_blocked(true, &[from_outside()]);
+}
+
+fn set_blocked(block: bool, signals: &[i32]) {
+    let how = if block {
+        libc::SIG_BLOCK
+    } else {
+        libc::SIG_UNBLOCK
+    };
+    // SAFETY: a local set, emptied before use.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Queues SIGRTMIN with a value to the calling thread.
+pub fn queue_to_self(value: u64) {
+    let value = libc::sigval {
+        sival_ptr: value as *mut libc::c_void,
+    };
+    // SAFETY: the value is never used as a pointer.
+    unsafe { libc::pthread_sigqueue(libc::pthread_self(), libc::SIGRTMIN(), value) };
 }
 
 /// Blocks all signals in this thread.
