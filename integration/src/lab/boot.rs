@@ -9,7 +9,7 @@ use super::options::{LabOptions, node_address, node_name};
 use super::{run as running, wait};
 
 /// How long one command may take, on the slowest node.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// The port of the control plane, where nodes join.
 const CONTROL_PORT: u16 = 7780;
 const START_DAEMON: &str = "exec omfs daemon >>/var/log/omfs.log 2>&1 </dev/null";

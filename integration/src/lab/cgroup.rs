@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, unshare};
@@ -23,6 +24,8 @@ const V2_CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 /// Hz), and whoever wakes up waits for many periods, whatever its priority: of twelve busy processes
 /// 40 ms at 20 ms, 3 ms at 100 ms, seen as a mean over wake-ups a moment apart.
 const CPU_PERIOD_US: u64 = 100_000;
+/// How long it may take until all processes are frozen that can be.
+const FREEZE_SETTLES: Duration = Duration::from_secs(2);
 
 /// A mounted hierarchy that is of use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +78,12 @@ fn parse_mounts(mounts: &str, controllers_of: impl Fn(&Path) -> String) -> Vec<H
         }
     }
     found
+}
+
+impl Hierarchy {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|one| one == controller)
+    }
 }
 
 /// The groups of one lab.
@@ -161,6 +170,43 @@ impl LabCgroups {
         self.hierarchies.iter().map(file).collect()
     }
 
+    /// Stops all processes of a node where they are, or lets them go on. What version 1 has frozen
+    /// cannot even be killed.
+    ///
+    /// # Errors
+    /// No hierarchy can freeze, or the kernel's error.
+    pub fn set_frozen(&self, node: &str, frozen: bool) -> Result<()> {
+        let hierarchy = self.freezer();
+        let hierarchy = hierarchy.context("no control group of this machine can be frozen")?;
+        let dir = self.lab_dir(hierarchy).join(node);
+        let (file, on, off) = if hierarchy.unified {
+            ("cgroup.freeze", "1", "0")
+        } else {
+            ("freezer.state", "FROZEN", "THAWED")
+        };
+        write(&dir.join(file), if frozen { on } else { off })?;
+        // Who waits for somebody frozen is not frozen itself, and does nothing all the same.
+        super::wait::until(FREEZE_SETTLES, || {
+            is_frozen(hierarchy, &dir).filter(|now| *now == frozen)
+        });
+        Ok(())
+    }
+
+    /// Lets all processes of the lab go on, so that they can end.
+    pub fn thaw_all(&self) {
+        let lab_dir = self.freezer().map(|one| self.lab_dir(one));
+        let entries = lab_dir.and_then(|dir| fs::read_dir(dir).ok());
+        let entries = entries.into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.path().is_dir()) {
+            let _ = self.set_frozen(&entry.file_name().to_string_lossy(), false);
+        }
+    }
+
+    fn freezer(&self) -> Option<&Hierarchy> {
+        let freezes = |one: &&Hierarchy| one.unified || one.has("freezer");
+        self.hierarchies.iter().find(freezes)
+    }
+
     /// Removes everything of the lab; its processes must have ended.
     ///
     /// # Errors
@@ -182,6 +228,15 @@ impl LabCgroups {
         let dirs = self.hierarchies.iter().map(|one| self.lab_dir(one));
         dirs.filter(|dir| dir.exists()).collect()
     }
+}
+
+fn is_frozen(hierarchy: &Hierarchy, dir: &Path) -> Option<bool> {
+    if hierarchy.unified {
+        let events = fs::read_to_string(dir.join("cgroup.events")).ok()?;
+        return Some(events.lines().any(|line| line == "frozen 1"));
+    }
+    let state = fs::read_to_string(dir.join("freezer.state")).ok()?;
+    Some(state.trim() == "FROZEN")
 }
 
 fn make_dir(dir: &Path) -> Result<()> {
@@ -228,7 +283,7 @@ fn pass_controllers_on(hierarchy: &Hierarchy, dir: &Path) -> Result<()> {
 }
 
 fn set_limits(hierarchy: &Hierarchy, dir: &Path, options: &LabOptions) -> Result<()> {
-    let has = |name: &str| hierarchy.controllers.iter().any(|one| one == name);
+    let has = |name: &str| hierarchy.has(name);
     if let Some(percent) = options.cpu_percent.filter(|_| has("cpu")) {
         let quota_us = (CPU_PERIOD_US * u64::from(percent) / 100).max(1000);
         if hierarchy.unified {
@@ -260,11 +315,9 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
             remove_tree(&entry.path())?;
         }
     }
-    super::wait::until(std::time::Duration::from_secs(5), || {
-        match fs::remove_dir(dir) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => None,
-            result => Some(result),
-        }
+    super::wait::until(Duration::from_secs(5), || match fs::remove_dir(dir) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => None,
+        result => Some(result),
     })
     .unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EBUSY)))
 }

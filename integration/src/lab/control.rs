@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 /// Longest reply or request.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Starting a node is the slowest request.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(240);
+
+/// Who asks has the whole request ready, but may be late on a busy machine.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What can be asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +47,16 @@ pub enum Request {
     },
     /// Plugs it in again.
     Heal {
+        /// Its name.
+        node: String,
+    },
+    /// Stops all its processes where they are.
+    Freeze {
+        /// Its name.
+        node: String,
+    },
+    /// Lets them go on.
+    Thaw {
         /// Its name.
         node: String,
     },
@@ -112,7 +125,7 @@ pub fn ask(state_dir: &Path, request: &Request) -> Result<(Reply, Vec<OwnedFd>)>
 /// # Errors
 /// It is none, or does not come in time.
 pub fn read_request(stream: &UnixStream) -> Result<Request> {
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     let mut bytes = Vec::new();
     let limit = u64::try_from(MESSAGE_BYTES_MAX)?;
     stream.take(limit).read_to_end(&mut bytes)?;

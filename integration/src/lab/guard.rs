@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -20,6 +20,9 @@ use super::cgroup::LabCgroups;
 use super::options::{LabOptions, STATE_ROOT};
 use super::{data, supervisor, wait};
 use crate::sys::process;
+
+/// How often the guard looks at what nobody tells it.
+const LOOK_EVERY: u16 = 1000;
 
 /// Runs the guard until the lab has ended and nothing of it is left. The lab's owner holds the
 /// other end of standard input, unless the lab is detached; standard output tells it how it goes.
@@ -45,7 +48,7 @@ fn hold(options: &LabOptions) -> Result<()> {
     let started = process::fork(|| supervisor::main(options)).context("fork");
     // The owner must see the end of its progress pipe when the supervisor is gone, not when this is.
     redirect_output(&state_dir)?;
-    let result = started.and_then(|supervisor| watch(supervisor, options.detached, &signals));
+    let result = started.and_then(|supervisor| watch(supervisor, options, &signals));
     clean(&options.id)?;
     drop(lock);
     result
@@ -144,14 +147,15 @@ fn redirect_output(state_dir: &Path) -> Result<()> {
 }
 
 /// Waits for the supervisor's end, and brings it about when the owner is gone.
-fn watch(supervisor: Pid, detached: bool, signals: &SignalFd) -> Result<()> {
+fn watch(supervisor: Pid, options: &LabOptions, signals: &SignalFd) -> Result<()> {
+    let cgroups = LabCgroups::new(&options.id)?;
     let stdin = io::stdin();
     loop {
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        if !detached {
+        if !options.detached {
             fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, LOOK_EVERY) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -162,15 +166,29 @@ fn watch(supervisor: Pid, detached: bool, signals: &SignalFd) -> Result<()> {
             .is_some_and(|info| info.ssi_signo != 17);
         if owner_gone || asked {
             let _ = nix::sys::signal::kill(supervisor, Signal::SIGKILL);
+            cgroups.thaw_all();
             waitpid(supervisor, None)?;
             return Ok(());
         }
         match waitpid(supervisor, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::StillAlive if is_ending(supervisor) => cgroups.thaw_all(),
             WaitStatus::StillAlive => {}
             WaitStatus::Exited(_, 0) => return Ok(()),
             status => bail!("the lab's supervisor ended: {status:?}"),
         }
     }
+}
+
+/// Whether the supervisor has died and waits for the lab's last process, which may be frozen
+/// (`proc_pid_stat(5)`: flags).
+fn is_ending(supervisor: Pid) -> bool {
+    const PF_EXITING: u64 = 4;
+    let stat = omfs::procfs::text(format!("/proc/{supervisor}/stat")).unwrap_or_default();
+    let flags = stat.rsplit_once(") ").and_then(|(_, rest)| {
+        let field = rest.split(' ').nth(6)?;
+        field.parse::<u64>().ok()
+    });
+    flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// Removes groups and files of a lab whose processes have ended.

@@ -38,7 +38,7 @@ use options::{LAB_VARIABLE, LabOptions, state_dir};
 
 /// How the owner calls the guard.
 pub const GUARD_SUBCOMMAND: &str = "__guard";
-const DOWN_TIMEOUT: Duration = Duration::from_secs(30);
+const DOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running lab. One that this process made ends with this value, or with the process.
 #[derive(Debug)]
@@ -145,6 +145,23 @@ impl Lab {
     /// No such node.
     pub fn heal(&self, node: &str) -> Result<()> {
         self.request(&Request::Heal { node: node.into() })
+    }
+
+    /// Stops all processes of a node where they are; its kernel goes on answering. No command can
+    /// be run in it until it is thawed.
+    ///
+    /// # Errors
+    /// No such node, or this machine has no freezer.
+    pub fn freeze(&self, node: &str) -> Result<()> {
+        self.request(&Request::Freeze { node: node.into() })
+    }
+
+    /// Lets the processes of a frozen node go on.
+    ///
+    /// # Errors
+    /// No such node.
+    pub fn thaw(&self, node: &str) -> Result<()> {
+        self.request(&Request::Thaw { node: node.into() })
     }
 
     fn request(&self, request: &Request) -> Result<()> {

@@ -20,9 +20,9 @@ use crate::netlink::Netlink;
 use crate::sys::pidfd;
 
 /// How long making a node may take.
-const START_TIMEOUT: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long its processes may take to end.
-const KILL_TIMEOUT_MS: u16 = 20_000;
+const KILL_TIMEOUT_MS: u16 = 60_000;
 
 /// One node, with power or without.
 #[derive(Debug)]
@@ -156,6 +156,7 @@ impl Node {
             .with_context(|| format!("{name} has no power"))?;
         let mut netlink = Netlink::open()?;
         netlink.set_up(name, false)?;
+        let _ = self.cgroups.set_frozen(name, false); // what is frozen cannot end
         let result = end(running).with_context(|| format!("node {name}"));
         let _ = netlink.delete_link(name);
         result
@@ -170,6 +171,14 @@ impl Node {
         }
         state.cut = cut;
         Ok(())
+    }
+
+    /// Stops all its processes where they are, or lets them go on.
+    pub(super) fn set_frozen(&self, frozen: bool) -> Result<()> {
+        let state = self.state();
+        let name = &self.spec.name;
+        ensure!(state.running.is_some(), "{name} has no power");
+        self.cgroups.set_frozen(name, frozen)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

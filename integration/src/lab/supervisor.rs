@@ -185,6 +185,7 @@ impl Supervisor {
         let request = read_request(stream)?;
         if matches!(request, Request::Down) {
             send_reply(stream, &Reply::default(), &[])?;
+            self.thaw_all();
             std::process::exit(0);
         }
         if let Request::Enter { node } = &request {
@@ -242,9 +243,18 @@ impl Supervisor {
             }
             Request::Cut { node } => self.node(node)?.set_cut(true)?,
             Request::Heal { node } => self.node(node)?.set_cut(false)?,
+            Request::Freeze { node } => self.node(node)?.set_frozen(true)?,
+            Request::Thaw { node } => self.node(node)?.set_frozen(false)?,
             Request::Enter { .. } | Request::Down => {}
         }
         Ok(Reply::default())
+    }
+
+    /// What is frozen cannot end.
+    fn thaw_all(&self) {
+        for node in &self.nodes {
+            let _ = node.set_frozen(false);
+        }
     }
 
     fn node(&self, name: &str) -> Result<&Node> {

@@ -9,7 +9,7 @@ use integration::lab::{Lab, wait};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::harness::{Module, with_omfs};
+use crate::harness::{Module, SOON, with_omfs};
 
 pub fn tests() -> Vec<Trial> {
     let mut module = Module::new("balancing", &[], || with_omfs(1));
@@ -83,7 +83,7 @@ fn spread() -> Result<()> {
         let places: BTreeSet<&str> = jobs.values().map(|(place, _)| place.as_str()).collect();
         (places.len() == 4).then_some(())
     };
-    wait::until(Duration::from_secs(30), everywhere).context("they do not spread")?;
+    wait::until(SOON, everywhere).context("they do not spread")?;
     std::thread::sleep(Duration::from_secs(5));
     let before = jobs(&lab, "n1")?;
     std::thread::sleep(steady());
@@ -122,7 +122,7 @@ fn shedding() -> Result<()> {
             .find(|job| job.0 != "n1")
             .map(|job| job.0.clone())
     };
-    let host = wait::until(Duration::from_secs(30), away).context("it does not leave")?;
+    let host = wait::until(SOON, away).context("it does not leave")?;
     let _own: Vec<Started> = (0..2)
         .map(|_| Started::start(&lab, &host, BUSY))
         .collect::<Result<_>>()?;
@@ -130,7 +130,7 @@ fn shedding() -> Result<()> {
         let jobs = jobs(&lab, "n1").ok()?;
         jobs.values().all(|job| job.0 != host).then_some(())
     };
-    wait::until(Duration::from_secs(40), left).context("the host keeps its guest")?;
+    wait::until(SOON, left).context("the host keeps its guest")?;
     lab.down()
 }
 
@@ -141,6 +141,6 @@ fn placing() -> Result<()> {
         let jobs = jobs(&lab, "n1").ok()?;
         jobs.values().any(|job| job.0 == "n3").then_some(())
     };
-    wait::until(Duration::from_secs(10), there).context("it is not on n3")?;
+    wait::until(SOON, there).context("it is not on n3")?;
     lab.down()
 }

@@ -1,13 +1,11 @@
 //! The command line and the cluster behind it.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use integration::lab::{Lab, wait};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::harness::{Module, Need, user_sh, with_omfs};
+use crate::harness::{Module, Need, SOON, user_sh, with_omfs};
 
 const PYTHON: &[Need] = &[Need::Tool("python3")];
 
@@ -63,7 +61,7 @@ fn nodes(lab: &Lab) -> Result<()> {
                 .ok()
                 .filter(|names| names.len() == 3)
         };
-        let names = wait::until(Duration::from_secs(10), all).context("not all are alive")?;
+        let names = wait::until(SOON, all).context("not all are alive")?;
         ensure!(names == ["n1", "n2", "n3"], "{names:?}");
     }
     ensure!(
@@ -74,12 +72,15 @@ fn nodes(lab: &Lab) -> Result<()> {
 }
 
 fn ps(lab: &Lab) -> Result<()> {
-    let jobs = json(
-        lab,
-        "n1",
-        "omfs run sleep 20 >/dev/null 2>&1 & sleep 1; omfs ps -a --json",
-    )?;
-    let jobs = jobs.as_array().context("no array")?;
+    let start = "omfs run sleep 600 >/dev/null 2>&1 & echo $!";
+    let pid: i64 = lab.sh("n1", start)?.trim().parse()?;
+    let listed = || {
+        let jobs = json(lab, "n1", "omfs ps -a --json").ok()?;
+        let jobs = jobs.as_array()?.clone();
+        jobs.iter().any(|job| job["pid"] == pid).then_some(jobs)
+    };
+    let jobs = wait::until(SOON, listed).context("it is not listed")?;
+    lab.sh("n1", &format!("kill {pid}"))?;
     for key in [
         "pid", "command", "home", "where", "state", "moves", "cantmove",
     ] {
@@ -112,7 +113,10 @@ fn failure(lab: &Lab, command: &str) -> Result<(i32, String)> {
 fn mistakes(lab: &Lab) -> Result<()> {
     let (_, said) = failure(lab, "omfs migrate 999999 n2")?;
     ensure!(said.contains("999999"), "{said}");
-    let (_, said) = failure(lab, "sleep 9 & omfs migrate $! no-such-node")?;
+    let (_, said) = failure(
+        lab,
+        "sleep 99 >/dev/null 2>&1 & omfs migrate $! no-such-node",
+    )?;
     ensure!(said.contains("no-such-node"), "{said}");
     let (_, said) = failure(lab, "omfs migrate 1 n2")?;
     ensure!(!said.is_empty());
@@ -126,7 +130,7 @@ fn mistakes(lab: &Lab) -> Result<()> {
 fn other_people(lab: &Lab) -> Result<()> {
     lab.sh(
         "n1",
-        "sleep 30 >/dev/null 2>&1 & echo $! >/tmp/roots-sleep; chmod 644 /tmp/roots-sleep",
+        "sleep 600 >/dev/null 2>&1 & echo $! >/tmp/roots-sleep; chmod 644 /tmp/roots-sleep",
     )?;
     let script = "omfs migrate $(cat /tmp/roots-sleep) n2";
     let result = user_sh(lab, "nobody", "n1", script)?;
@@ -200,17 +204,17 @@ fn membership() -> Result<()> {
             (names.len() == count).then_some(())
         }
     };
-    let until = |limit_s, count| {
+    let until = |count| {
         let condition = alive(count);
-        wait::until(Duration::from_secs(limit_s), || condition(&lab))
+        wait::until(SOON, || condition(&lab))
             .with_context(|| format!("n1 does not see {count} nodes alive"))
     };
-    until(10, 3)?;
+    until(3)?;
     lab.sh("n3", "omfs lstay && omfs block && omfs unblock")?;
     lab.kill("n3")?;
-    until(5, 2)?;
+    until(2)?;
     lab.start("n3")?;
-    until(10, 3)?;
+    until(3)?;
     let status = json(&lab, "n3", "omfs status --json")?;
     let policy = &status["policy"];
     ensure!(
@@ -218,8 +222,8 @@ fn membership() -> Result<()> {
         "a power cut changed what is allowed: {policy}"
     );
     lab.cut("n2")?;
-    until(5, 2)?;
+    until(2)?;
     lab.heal("n2")?;
-    until(20, 3)?;
+    until(3)?;
     lab.down()
 }

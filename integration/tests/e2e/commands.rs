@@ -97,11 +97,15 @@ const FAILURES: &[(&str, i32, &[&str])] = &[
         &["no process 4000000", "hint: ", "omfs ps -a"],
     ),
     (
-        "sleep 9 & omfs migrate $! nowhere",
+        "sleep 99 >/dev/null 2>&1 & omfs migrate $! nowhere",
         1,
         &["no node nowhere", "hint: `omfs nodes`"],
     ),
-    ("sleep 9 & omfs migrate $! 999", 1, &["no node 999"]),
+    (
+        "sleep 99 >/dev/null 2>&1 & omfs migrate $! 999",
+        1,
+        &["no node 999"],
+    ),
     (
         "omfs migrate 1 n2",
         75,
@@ -272,7 +276,7 @@ for path in ('/run/omfs/admin.sock','/run/omfs/mount.sock'):
         try: s.connect(path)
         except OSError: continue
         kept.append(s)
-print(subprocess.run(['omfs','status'],timeout=20,capture_output=True,text=True))";
+print(subprocess.run(['omfs','status'],timeout=120,capture_output=True,text=True))";
 
 fn garbage(lab: &Lab) -> Result<()> {
     lab.put("n2", "/tmp/sockets.py", GARBAGE.as_bytes())?;

@@ -7,8 +7,8 @@ use integration::lab::run::output;
 use integration::lab::{Lab, wait};
 use libtest_mimic::Trial;
 
-use crate::harness::{Module, Need, with_omfs};
-use crate::restart;
+use crate::harness::{BEGIN, BEGUN, Module, Need, SOON, until, with_omfs};
+use crate::{restart, silence};
 
 pub fn tests() -> Vec<Trial> {
     let mut module = Module::new("faults", &[], || with_omfs(1));
@@ -25,6 +25,13 @@ pub fn tests() -> Vec<Trial> {
         )
         .alone("the_host_dies_under_a_job", &[], host_dies)
         .alone("the_home_dies_under_a_guest", &[], home_dies)
+        .alone("the_home_is_cut_off", &[], silence::home_cut_off)
+        .alone("the_host_is_cut_off", &[], silence::host_cut_off)
+        .alone("the_home_is_frozen", &[], silence::home_frozen)
+        .alone("the_host_is_frozen", &[], silence::host_frozen)
+        .alone("a_shim_that_hangs", &[], silence::shim_stopped)
+        .alone("a_supervisor_that_hangs", &[], silence::supervisor_stopped)
+        .alone("a_target_that_is_cut_off", &[], silence::target_cut_off)
         .alone(
             "users_wait_for_a_daemon_that_restarts",
             &[Need::Tool("python3")],
@@ -61,8 +68,7 @@ while True:
     assert memory[64*(n%900000)]==64*(n%900000)%251
     time.sleep(0.01)";
 
-const START: &str = "setsid python3 /root/counter.py >/dev/null 2>&1 & echo $! >/root/pid; \
-                     sleep 2; test -s /root/count";
+const START: &str = "setsid python3 /root/counter.py >/dev/null 2>&1 & echo $! >/root/pid";
 
 /// A lab with links of 100 Mbit/s and the counter running on n1.
 pub fn with_counter(nodes: usize) -> Result<Lab> {
@@ -71,23 +77,21 @@ pub fn with_counter(nodes: usize) -> Result<Lab> {
     let lab = Lab::up(&options)?;
     lab.put("n1", "/root/counter.py", COUNTER.as_bytes())?;
     lab.sh("n1", START)?;
+    until(&lab, "n1", "test -s /root/count")?;
     Ok(lab)
 }
 
-/// Whether the counter runs: its file grows.
-pub fn counts(lab: &Lab) -> Result<bool> {
-    let sizes = lab.sh(
-        "n1",
-        "stat -c %s /root/count; sleep 1; stat -c %s /root/count",
-    )?;
-    let mut sizes = sizes.lines();
-    Ok(sizes.next().context("no count")? != sizes.next().context("no count")?)
+/// Waits until the counter is seen to run: its file grows.
+pub fn counts(lab: &Lab) -> Result<()> {
+    let size = lab.sh("n1", "stat -c %s /root/count")?;
+    let grown = format!("[ $(stat -c %s /root/count) -gt {} ]", size.trim());
+    until(lab, "n1", &grown)
 }
 
 fn during_a_move(lab: &Lab, delay_ms: u64, fault: impl FnOnce() -> Result<()>) -> Result<()> {
     let mut migrate = lab.command("n1", ["sh", "-c", "omfs migrate $(cat /root/pid) n2"])?;
     std::thread::scope(|scope| {
-        let moving = scope.spawn(move || output(&mut migrate, Duration::from_secs(60)));
+        let moving = scope.spawn(move || output(&mut migrate, SOON));
         std::thread::sleep(Duration::from_millis(delay_ms));
         fault()?;
         let result = moving.join().map_err(|_| anyhow::anyhow!("panicked"))??;
@@ -98,9 +102,7 @@ fn during_a_move(lab: &Lab, delay_ms: u64, fault: impl FnOnce() -> Result<()>) -
         ensure!(!result.stderr.is_empty(), "it does not say why");
         Ok(())
     })?;
-    let counting = || counts(lab).ok().filter(|counting| *counting);
-    wait::until(Duration::from_secs(10), counting).context("the job does not run on at home")?;
-    Ok(())
+    counts(lab).context("the job does not run on at home")
 }
 
 fn target_dies() -> Result<()> {
@@ -116,32 +118,22 @@ fn link_cut() -> Result<()> {
         during_a_move(&lab, random_ms, || lab.cut("n2"))
             .with_context(|| format!("cut after {random_ms} ms"))?;
         lab.heal("n2")?;
-        let back = || lab.sh("n1", "cat /mfs/n2/etc/hostname").ok();
-        wait::until(Duration::from_secs(20), back).context("n2 does not come back")?;
+        until(&lab, "n1", "cat /mfs/n2/etc/hostname")?;
     }
     lab.sh("n1", "omfs migrate $(cat /root/pid) n2")?;
-    ensure!(counts(&lab)?, "it does not run on n2");
+    counts(&lab).context("it does not run on n2")?;
     lab.down()
 }
-
-const BUSY: &str = "sh -c 'i=0; while :; do i=$((i+1)); done'";
 
 fn host_dies() -> Result<()> {
     let lab = Lab::up(&with_omfs(2)?)?;
     let script = format!(
-        "{BUSY} & pid=$!; sleep 0.3; omfs migrate $pid n2 || exit 1; \
-                          echo away >/root/away; wait $pid; echo $?"
+        "{BEGUN} sh -c '{BEGIN} while :; do :; done' & pid=$!; begun $pid
+         omfs migrate $pid n2 || exit 1; echo away >/root/away; wait $pid; echo $?"
     );
     let mut job = lab.command("n1", ["sh", "-c", &script])?;
-    let job = std::thread::spawn(move || output(&mut job, Duration::from_secs(60)));
-    let away = || {
-        lab.run("n1", "test -e /root/away")
-            .ok()?
-            .status
-            .success()
-            .then_some(())
-    };
-    wait::until(Duration::from_secs(20), away).context("it does not leave")?;
+    let job = std::thread::spawn(move || output(&mut job, SOON * 2));
+    until(&lab, "n1", "test -e /root/away").context("it does not leave")?;
     lab.kill("n2")?;
     let result = job.join().map_err(|_| anyhow::anyhow!("panicked"))??;
     let text = String::from_utf8_lossy(&result.stdout);
@@ -155,17 +147,17 @@ fn host_dies() -> Result<()> {
 
 fn home_dies() -> Result<()> {
     let lab = Lab::up(&with_omfs(2)?)?;
-    lab.sh(
-        "n1",
-        &format!("{BUSY} >/dev/null 2>&1 & sleep 0.3; omfs migrate $! n2"),
-    )?;
-    let guests = "ps -eo args | grep -c '[w]hile :; do i='";
+    let start = format!(
+        "{BEGUN} sh -c '{BEGIN} while :; do :; done' >/dev/null 2>&1 & begun $!; omfs migrate $! n2"
+    );
+    lab.sh("n1", &start)?;
+    let guests = "ps -eo args | grep -c '[w]hile :; do :'";
     ensure!(
         lab.run("n2", guests)?.stdout == b"1\n",
         "n2 does not have it"
     );
     lab.kill("n1")?;
     let gone = || (lab.run("n2", guests).ok()?.stdout == b"0\n").then_some(());
-    wait::until(Duration::from_secs(10), gone).context("a guest without a home lives on")?;
+    wait::until(SOON, gone).context("a guest without a home lives on")?;
     lab.down()
 }

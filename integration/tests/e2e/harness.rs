@@ -3,12 +3,30 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use integration::lab::options::LabOptions;
 use integration::lab::run::{self, output};
-use integration::lab::{Lab, binaries};
+use integration::lab::{Lab, binaries, wait};
 use libtest_mimic::{Completion, Failed, Trial};
+
+/// What takes moments by itself, on a machine that is busy with all tests at once. Nobody waits so
+/// long but for something that does not come.
+pub const SOON: Duration = Duration::from_secs(120);
+
+/// Shell: a job's script begins with this, so that others know that it is no longer about to be
+/// executed. Shells have [`BEGUN`] for it.
+pub const BEGIN: &str = ": >/tmp/begun.$$;";
+/// Shell: `begun PID` waits for that.
+pub const BEGUN: &str = "begun() { until [ -e /tmp/begun.$1 ]; do \
+    kill -0 $1 || exit 1; sleep 0.05; done; rm /tmp/begun.$1; };";
+
+/// Waits until a shell test in a node succeeds.
+pub fn until(lab: &Lab, node: &str, test: &str) -> Result<()> {
+    let succeeds = || lab.run(node, test).ok()?.status.success().then_some(());
+    wait::until(SOON, succeeds).with_context(|| format!("not on {node}: {test}"))
+}
 
 /// A test's body.
 pub type Body = fn(&Lab) -> Result<()>;

@@ -1,11 +1,9 @@
 //! Strangers, forged papers and full disks.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use integration::lab::{Lab, wait};
+use integration::lab::Lab;
 
-use crate::harness::{Module, Need};
+use crate::harness::{Module, Need, until};
 
 const CERTIFICATES: &[Need] = &[Need::Tool("python3"), Need::Tool("openssl")];
 
@@ -65,14 +63,16 @@ fn tokens(lab: &Lab) -> Result<()> {
         .map(drop)
 }
 
-/// Says what becomes of a client with these papers, at the control port and the data port of n2.
+/// Says what becomes of a client with these papers, at the control port and the data port of n2. The
+/// latter says nothing to whom it lets in: that is listened to for QUIET seconds.
 const CLIENT: &str = "import socket,ssl,sys
+quiet=float(sys.argv.pop(1))
 for port,alpn in ((7780,['h2']),(7781,None)):
     c=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); c.check_hostname=False; c.verify_mode=ssl.CERT_NONE
     if len(sys.argv)>1: c.load_cert_chain(sys.argv[1],sys.argv[2])
     if alpn: c.set_alpn_protocols(alpn)
     try:
-        s=c.wrap_socket(socket.create_connection(('n2',port),timeout=10)); s.settimeout(1)
+        s=c.wrap_socket(socket.create_connection(('n2',port),timeout=60)); s.settimeout(60 if alpn else quiet)
         print('data' if s.recv(100) else 'closed')
     except ssl.SSLError as e: print(e.reason)
     except TimeoutError: print('silence')";
@@ -93,14 +93,14 @@ fn papers(lab: &Lab) -> Result<()> {
     lab.put("n1", "/srv/client.py", CLIENT.as_bytes())?;
     lab.sh("n1", FORGE)?;
     let show = |papers: &str| lab.sh("n1", &format!("cd /srv; python3 client.py {papers}"));
-    let good = show("good.pem papers.key")?;
+    let good = show("2 good.pem papers.key")?;
     ensure!(good == "data\nsilence\n", "good papers: {good}");
-    let expired = show("expired.pem papers.key")?;
+    let expired = show("60 expired.pem papers.key")?;
     ensure!(
         expired.matches("CERTIFICATE_EXPIRED").count() == 2,
         "expired papers: {expired}"
     );
-    let foreign = show("foreign.pem papers.key")?;
+    let foreign = show("60 foreign.pem papers.key")?;
     let (control, data) = foreign.trim().split_once('\n').context("two lines")?;
     for said in [control, data] {
         ensure!(
@@ -110,7 +110,7 @@ fn papers(lab: &Lab) -> Result<()> {
             "foreign papers: {foreign}"
         );
     }
-    let none = show("")?;
+    let none = show("60")?;
     ensure!(
         none.starts_with("data\n") && none.contains("CERTIFICATE_REQUIRED"),
         "without papers only the service Join is there: {none}"
@@ -137,8 +137,7 @@ fn full_disk(lab: &Lab) -> Result<()> {
         "n3",
         &format!("setsid {omfs} daemon >/srv/full.log 2>&1 </dev/null & echo $! >/srv/full.pid"),
     )?;
-    let answers = || lab.sh("n3", &format!("{omfs} status")).ok();
-    wait::until(Duration::from_secs(20), answers).context("the daemon does not answer")?;
+    until(lab, "n3", &format!("{omfs} status"))?;
     lab.run("n3", fill)?;
     refused(lab, "n3", &format!("{omfs} stay"), 1, "No space left")?;
     refused(

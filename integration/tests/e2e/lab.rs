@@ -2,15 +2,15 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::lab::options::{LabOptions, state_dir};
-use integration::lab::run::output;
+use integration::lab::options::LabOptions;
+use integration::lab::run::{TIMEOUT, output};
 use integration::lab::{Lab, binaries, leaks, wait};
 use libtest_mimic::Trial;
 
-use crate::harness::{Module, Need, user_sh};
+use crate::harness::{Module, Need, SOON, until, user_sh};
 
 pub fn tests() -> Vec<Trial> {
     let mut module = Module::new("lab", &[], || {
@@ -34,6 +34,7 @@ pub fn tests() -> Vec<Trial> {
         .test("processes_end_and_are_reaped", &[], reaping)
         .alone("kill_and_start", &[], kill_and_start)
         .alone("cut_and_heal", &[Need::Tool("python3")], cut_and_heal)
+        .alone("freeze_and_thaw", &[Need::Tool("python3")], freeze_and_thaw)
         .alone("link_rate", &[Need::Tool("python3")], link_rate)
         .alone("nothing_is_left_after_down", &[], down)
         .alone(
@@ -56,10 +57,7 @@ fn statuses(lab: &Lab) -> Result<()> {
     ensure!(lab.run("n1", "exit 7")?.status.code() == Some(7));
     ensure!(lab.run("n1", "kill -KILL $$")?.status.signal() == Some(libc::SIGKILL));
     ensure!(lab.run("n1", "kill -SEGV $$")?.status.signal() == Some(libc::SIGSEGV));
-    let missing = output(
-        &mut lab.command("n1", ["no-such-program"])?,
-        Duration::from_secs(5),
-    )?;
+    let missing = output(&mut lab.command("n1", ["no-such-program"])?, TIMEOUT)?;
     ensure!(missing.status.code() == Some(127));
     ensure!(String::from_utf8_lossy(&missing.stderr).contains("no-such-program"));
     let unknown = lab.run("n77", "true")?;
@@ -83,7 +81,7 @@ fn forwarded_signals(lab: &Lab) -> Result<()> {
     std::io::BufRead::read_line(&mut stdout, &mut text)?;
     for signal in [nix::sys::signal::SIGUSR1, nix::sys::signal::SIGTERM] {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?;
-        std::thread::sleep(Duration::from_millis(200));
+        std::io::BufRead::read_line(&mut stdout, &mut text)?;
     }
     std::io::Read::read_to_string(&mut stdout, &mut text)?;
     ensure!(child.wait()?.code() == Some(5));
@@ -103,7 +101,7 @@ fn terminal(lab: &Lab) -> Result<()> {
     );
     let mut script = Command::new("script");
     script.args(["-qec", &command, "/dev/null"]);
-    let result = output(&mut script, Duration::from_secs(10))?;
+    let result = output(&mut script, TIMEOUT)?;
     let text = String::from_utf8_lossy(&result.stdout);
     ensure!(text.contains("/dev/pts/0"), "{text}");
     ensure!(text.contains("rows 33") && text.contains("yes"), "{text}");
@@ -130,32 +128,35 @@ fn isolation(lab: &Lab) -> Result<()> {
         );
     }
     ensure!(!std::path::Path::new("/etc/only-in-n1").exists());
-    ensure!(
-        lab.sh("n1", "ls -d /proc/[0-9]* | wc -l")?
-            .trim()
-            .parse::<u32>()?
-            < 10
-    );
+    ensure_unseen(lab)?;
     ensure!(lab.sh("n1", "cat /proc/net/dev | grep -c :")? == "2\n");
     Ok(())
 }
 
+/// This very process is not seen in a node.
+fn ensure_unseen(lab: &Lab) -> Result<()> {
+    let program = std::env::current_exe()?;
+    let name = program.file_name().context("no name")?.to_string_lossy();
+    // Not the name itself: the commands that look for it have it in their own arguments.
+    let (first, rest) = name.split_at(1);
+    let look = format!("grep -laE '[{first}]{rest}' /proc/[0-9]*/cmdline");
+    let here = Command::new("sh").args(["-c", &look]).output()?;
+    ensure!(!here.stdout.is_empty(), "it does not even see itself");
+    let seen = lab.run("n1", &look)?;
+    ensure!(seen.stdout.is_empty(), "{seen:?}");
+    Ok(())
+}
+
+/// A busy loop that ends when it has used one second of a CPU.
+const ONE_SECOND: &str = "s=$(date +%s%N); (ulimit -t 1; while :; do :; done) 2>/dev/null; \
+                          e=$(date +%s%N); echo $(((e-s)/1000000))";
+
 fn limits(lab: &Lab) -> Result<()> {
-    // A busy loop gets its share and no more: user and system time of its process in 2 s.
-    let script = "timeout 2 sh -c 'while :; do :; done'; cat /proc/self/stat >/dev/null; times";
-    let text = lab.sh("n3", script)?;
-    let children = text.lines().nth(1).context("times prints two lines")?;
-    let user = children
-        .split(' ')
-        .next()
-        .and_then(|time| time.strip_prefix("0m"));
-    let seconds: f64 = user
-        .and_then(|time| time.strip_suffix('s'))
-        .context("a time")?
-        .parse()?;
+    // A fifth of a CPU, however busy the machine is: five seconds or more, less than one period.
+    let took_ms: u32 = lab.sh("n3", ONE_SECOND)?.trim().parse()?;
     ensure!(
-        (0.15..0.7).contains(&seconds),
-        "20 % of 2 s became {seconds} s"
+        took_ms > 3500,
+        "of 20 % of a CPU one second became {took_ms} ms"
     );
     let greedy = "head -c 400M /dev/zero | tail -c 390M | wc -c";
     ensure!(
@@ -166,10 +167,13 @@ fn limits(lab: &Lab) -> Result<()> {
 }
 
 fn reaping(lab: &Lab) -> Result<()> {
-    lab.sh("n2", "for i in 1 2 3 4 5; do (sleep 0.05 & ) ; done")?;
-    let zombies = "sleep 0.3; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l";
-    ensure!(lab.sh("n2", zombies)? == "0\n");
-    Ok(())
+    let orphans = "for i in 1 2 3 4 5; do (sleep 0.05 & echo $!); done";
+    let orphans = lab.sh("n2", orphans)?;
+    let pids: Vec<&str> = orphans.split_whitespace().collect();
+    ensure!(pids.len() == 5, "{orphans}");
+    let there = pids.iter().map(|pid| format!("[ ! -e /proc/{pid} ]"));
+    let gone = there.collect::<Vec<_>>().join(" && ");
+    until(lab, "n2", &gone).context("they are not reaped")
 }
 
 fn kill_and_start() -> Result<()> {
@@ -179,14 +183,7 @@ fn kill_and_start() -> Result<()> {
         .command("n2", ["sleep", "100"])?
         .stdin(Stdio::null())
         .spawn()?;
-    let running = || {
-        lab.run("n2", "pidof sleep")
-            .ok()?
-            .status
-            .success()
-            .then_some(())
-    };
-    wait::until(Duration::from_secs(5), running).context("sleep did not start")?;
+    until(&lab, "n2", "pidof sleep").context("sleep did not start")?;
     lab.kill("n2")?;
     ensure!(sleeper.wait()?.signal() == Some(libc::SIGKILL));
     ensure!(!lab.status()?.nodes[1].running && lab.status()?.nodes[0].running);
@@ -200,11 +197,12 @@ fn kill_and_start() -> Result<()> {
 const CONNECT: &str = "python3 -c \"import socket,sys
 try: socket.create_connection(('n2',9),timeout=1)
 except ConnectionRefusedError: print('refused')
-except TimeoutError: print('silence')\"";
+except OSError: print('silence')\"";
 
 fn cut_and_heal() -> Result<()> {
     let lab = Lab::up(&LabOptions::new(2))?;
-    ensure!(lab.sh("n1", CONNECT)? == "refused\n");
+    let refused = format!("[ $({CONNECT}) = refused ]");
+    until(&lab, "n1", &refused)?;
     lab.cut("n2")?;
     ensure!(lab.status()?.nodes[1].cut);
     ensure!(lab.sh("n1", CONNECT)? == "silence\n");
@@ -215,8 +213,36 @@ fn cut_and_heal() -> Result<()> {
         "a pulled cable stays pulled"
     );
     lab.heal("n2")?;
-    ensure!(lab.sh("n1", CONNECT)? == "refused\n");
+    until(&lab, "n1", &refused)?;
     lab.down()
+}
+
+/// Counts in a file of n2, ten times a second.
+const COUNT: &str = "setsid sh -c 'while :; do echo x >>/root/count; sleep 0.1; done' \
+                     >/dev/null 2>&1 </dev/null &";
+
+fn freeze_and_thaw() -> Result<()> {
+    let lab = Lab::up(&LabOptions::new(2))?;
+    let footprint = lab.footprint();
+    lab.sh("n2", COUNT)?;
+    until(&lab, "n2", "test -s /root/count")?;
+    lab.freeze("n2")?;
+    let mut count = lab.command("n2", ["cat", "/root/count"])?;
+    let asked = output(&mut count, Duration::from_secs(3));
+    ensure!(asked.is_err(), "a frozen node answers: {asked:?}");
+    let refused = format!("[ $({CONNECT}) = refused ]");
+    until(&lab, "n1", &refused).context("its kernel does not answer")?;
+    lab.thaw("n2")?;
+    let before = lab.sh("n2", "stat -c %s /root/count")?;
+    let counts = format!("[ $(stat -c %s /root/count) -gt {} ]", before.trim());
+    until(&lab, "n2", &counts)?;
+    lab.freeze("n1")?;
+    lab.kill("n1").context("with power off")?;
+    lab.freeze("n2")?;
+    lab.down()?;
+    let leaks = footprint.leaks()?;
+    ensure!(leaks.is_empty(), "left: {leaks:?}");
+    Ok(())
 }
 
 const SERVE: &str = "python3 -c \"import socket,time
@@ -224,6 +250,8 @@ s=socket.create_server(('0.0.0.0',5001)); print('up',flush=True)
 c,_=s.accept(); t=time.time(); n=0
 while d:=c.recv(1<<20): n+=len(d)
 print(int(n*8/(time.time()-t)/1e6))\"";
+/// On a busy machine it may be slower than the link, once or twice, but never faster.
+const RATE_TRIES: u32 = 10;
 const SEND: &str = "python3 -c \"import socket
 c=socket.create_connection(('n2',5001)); c.sendall(bytes(5000000))\"";
 
@@ -231,25 +259,29 @@ fn link_rate() -> Result<()> {
     let mut options = LabOptions::new(2);
     options.link_mbit = Some(40);
     let lab = Lab::up(&options)?;
+    let mut rates = Vec::new();
+    for _ in 0..RATE_TRIES {
+        let mbit = measured_rate(&lab)?;
+        ensure!(mbit <= 45, "{mbit} Mbit/s over a link of 40");
+        if mbit >= 25 {
+            return lab.down();
+        }
+        rates.push(mbit);
+    }
+    anyhow::bail!("{rates:?} Mbit/s over a link of 40")
+}
+
+fn measured_rate(lab: &Lab) -> Result<u32> {
     let mut server = lab.command("n2", ["sh", "-c", SERVE])?;
-    let server = std::thread::spawn(move || output(&mut server, Duration::from_secs(20)));
-    let listening = || {
-        lab.run("n2", "grep -q :1389 /proc/net/tcp")
-            .ok()?
-            .status
-            .success()
-            .then_some(())
-    };
-    wait::until(Duration::from_secs(10), listening).context("no server")?;
+    let server = std::thread::spawn(move || output(&mut server, TIMEOUT));
+    until(lab, "n2", "grep -q ':1389 00000000:0000 0A' /proc/net/tcp").context("no server")?;
     lab.sh("n1", SEND)?;
     let printed = server
         .join()
         .map_err(|_| anyhow::anyhow!("panicked"))??
         .stdout;
     let text = String::from_utf8(printed)?;
-    let mbit: u32 = text.lines().nth(1).context("no figure")?.parse()?;
-    ensure!((25..=45).contains(&mbit), "{mbit} Mbit/s over a link of 40");
-    lab.down()
+    Ok(text.lines().nth(1).context("no figure")?.parse()?)
 }
 
 fn down() -> Result<()> {
@@ -312,9 +344,9 @@ fn guard_killed() -> Result<()> {
     let footprint = lab.footprint();
     nix::sys::signal::kill(guard_of(lab.id())?.0, nix::sys::signal::SIGKILL)?;
     let ended = || leaks::processes(lab.id()).is_empty().then_some(());
-    wait::until(Duration::from_secs(5), ended).context("its processes outlive the guard")?;
-    ensure!(state_dir(lab.id()).exists());
-    // What has just been made is left alone, lest a lab be swept that is coming up.
+    wait::until(SOON, ended).context("its processes outlive the guard")?;
+    // What has just been made is left alone, lest a lab be swept that is coming up. Another test's
+    // lab may sweep this one first.
     std::thread::sleep(Duration::from_millis(2100));
     Lab::up(&LabOptions::new(1))?.down()?;
     let leaks = footprint.leaks()?;
@@ -331,7 +363,7 @@ fn lacking() -> Result<()> {
     );
     let mut command = Command::new("unshare");
     command.args(["-m", "--propagation", "private", "sh", "-c", &up]);
-    let result = output(&mut command, Duration::from_secs(60))?;
+    let result = output(&mut command, TIMEOUT)?;
     let said = String::from_utf8_lossy(&result.stderr);
     ensure!(
         result.status.code() == Some(1) && said.contains("MISSING  /dev/fuse: "),
@@ -342,7 +374,6 @@ fn lacking() -> Result<()> {
 }
 
 fn two_labs() -> Result<()> {
-    let start = Instant::now();
     let first = Lab::up(&LabOptions::new(2))?;
     let second = Lab::up(&LabOptions::new(2))?;
     first.sh("n1", "echo first >/root/which")?;
@@ -355,6 +386,5 @@ fn two_labs() -> Result<()> {
         first.sh("n2", "cat /etc/hostname")? == "n2\n",
         "the first lab was disturbed"
     );
-    ensure!(start.elapsed() < Duration::from_secs(10));
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! What one node keeps of another's files is never old.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use integration::lab::{Lab, wait};
 use libtest_mimic::Trial;
 
-use crate::harness::{Module, Need, with_omfs};
+use crate::harness::{Module, Need, SOON, with_omfs};
 use crate::mfs::Dialogue;
 
 const PYTHON: &[Need] = &[Need::Tool("python3")];
@@ -99,10 +99,7 @@ fn cut_off() -> Result<()> {
     let began = Instant::now();
     lab.sh("n1", CHANGE)?;
     let took = began.elapsed();
-    ensure!(
-        took < Duration::from_secs(10),
-        "the writer got through after {took:?}"
-    );
+    ensure!(took < SOON / 4, "the writer got through after {took:?}");
     for _ in 0..4 {
         let seen = reader.ask("")?;
         ensure!(
@@ -112,7 +109,7 @@ fn cut_off() -> Result<()> {
     }
     lab.heal("n2")?;
     let fresh = || lab.sh("n2", "head -c 1 /mfs/n1/tmp/leased").ok();
-    let seen = wait::until(Duration::from_secs(20), fresh).context("n1 did not come back")?;
+    let seen = wait::until(SOON, fresh).context("n1 did not come back")?;
     ensure!(seen == "b", "{seen}");
     lab.down()
 }

@@ -18,6 +18,7 @@ mod operations;
 mod posix;
 mod restart;
 mod security;
+mod silence;
 
 use std::process::ExitCode;
 

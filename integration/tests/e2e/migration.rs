@@ -7,12 +7,12 @@ use integration::lab::run::output;
 use integration::lab::{Lab, wait};
 use libtest_mimic::Trial;
 
-use crate::harness::{Module, Need, with_omfs};
+use crate::harness::{BEGIN, BEGUN, Module, Need, SOON, until, with_omfs};
 
 const SQLITE: &[Need] = &[Need::Tool("sqlite3")];
 const STRESS: &[Need] = &[Need::Tool("python3"), Need::Tool("sqlite3")];
 /// How long a program may take with all its moves.
-const PROGRAM_TIMEOUT: Duration = Duration::from_secs(120);
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a program is moved: three times out, on to a third node, and home.
 const MOVES: u32 = 9;
 
@@ -193,16 +193,24 @@ fn moved(lab: &Lab, command: &str, child: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// A busy job: `$pid`, away on n2. `tail` is run after it got there.
-fn away(job: &str, tail: &str) -> String {
-    format!("{job} & pid=$!; sleep 0.3; omfs migrate $pid n2 || exit 1; {tail}")
+/// A job: `$pid`, a shell that runs `work`, away on n2. `tail` is run after it got there.
+fn away(work: &str, tail: &str) -> String {
+    format!(
+        "{BEGUN} sh -c '{BEGIN} {work}' & pid=$!; begun $pid
+         omfs migrate $pid n2 || {{ kill -KILL $pid; exit 1; }}; {tail}"
+    )
 }
 
-const LOOP: &str = "sh -c 'i=0; while :; do i=$((i+1)); done'";
+/// Computes, and looks for its file, until it is told to go on.
+const UNTIL_GO: &str = "while [ ! -e /tmp/go.$$ ]; do :; done;";
+/// Tells it.
+const GO: &str = "touch /tmp/go.$pid;";
+const LOOP: &str = "while :; do :; done";
 
 fn identity_and_status(lab: &Lab) -> Result<()> {
-    let job = "sh -c 'i=0; while [ $i -lt 1500000 ]; do i=$((i+1)); done; echo $$ $PPID; exit 42'";
-    let text = lab.sh("n1", &away(job, "wait $pid; echo $? $pid $$"))?;
+    let work = format!("{UNTIL_GO} echo $$ $PPID; exit 42");
+    let tail = format!("{GO} wait $pid; echo $? $pid $$");
+    let text = lab.sh("n1", &away(&work, &tail))?;
     let words: Vec<&str> = text.split_whitespace().collect();
     let [pid_inside, parent_inside, status, pid, parent] = words[..] else {
         anyhow::bail!("{text}");
@@ -215,55 +223,72 @@ fn identity_and_status(lab: &Lab) -> Result<()> {
 }
 
 fn signals(lab: &Lab) -> Result<()> {
-    let job =
-        "sh -c 'trap \"echo caught\" USR1; i=0; while [ $i -lt 3000000 ]; do i=$((i+1)); done'";
-    let tail = "kill -USR1 $pid; sleep 0.5; kill -TERM $pid; wait $pid; echo $?";
-    let text = lab.sh("n1", &away(job, tail))?;
+    let work = "trap \"echo caught; : >/tmp/caught.$$\" USR1; while :; do :; done";
+    let tail = "kill -USR1 $pid
+        while [ ! -e /tmp/caught.$pid ]; do kill -0 $pid || exit 1; sleep 0.05; done
+        kill -TERM $pid; wait $pid; echo $?";
+    let text = lab.sh("n1", &away(work, tail))?;
     ensure!(text == "caught\n143\n", "{text}");
-    let text = lab.sh("n1", &away(LOOP, "kill -KILL $pid; wait $pid; echo $?"))?;
-    ensure!(text.trim_end().ends_with("137"), "{text}");
-    let gone = "for i in 1 2 3 4 5 6 7 8 9 10; do pgrep -f '[w]hile :; do i=' >/dev/null || exit 0; \
-                sleep 0.2; done; exit 1";
-    ensure!(
-        lab.run("n2", gone)?.status.success(),
-        "the guest outlives its job"
-    );
-    Ok(())
+    // The tests' only guest of this name, seen before it is killed and not after.
+    let work = format!(": to be killed; {LOOP}");
+    let guest = "pgrep -f '[t]o be killed'";
+    let tail =
+        "while [ ! -e /tmp/kill-it ]; do sleep 0.05; done; kill -KILL $pid; wait $pid; echo $?";
+    let mut job = lab.command("n1", ["sh", "-c", &away(&work, tail)])?;
+    let job = std::thread::spawn(move || output(&mut job, SOON * 2));
+    let shown = until(lab, "n2", guest);
+    lab.sh("n1", "touch /tmp/kill-it")?;
+    let result = job.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+    shown.context("there is no guest")?;
+    ensure!(result.stdout.ends_with(b"137\n"), "{result:?}");
+    until(lab, "n2", &format!("! {guest}")).context("the guest outlives its job")
 }
 
 fn stop_and_continue(lab: &Lab) -> Result<()> {
     // Every step adds a byte to a file, which must stand still while the job is stopped.
-    let job = "sh -c 'while :; do i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; \
-               echo >>/root/progress; done'";
-    let tail = "size() { stat -c %s /root/progress; }; \
-                kill -STOP $pid; sleep 0.5; a=$(size); sleep 0.7; b=$(size); \
-                s=$(sed 's/.*) //; s/ .*//' /proc/$pid/stat); \
-                kill -CONT $pid; sleep 1; c=$(size); kill -KILL $pid; echo $s $((b-a)) $((c>b))";
-    let text = lab.sh("n1", &away(job, tail))?;
-    ensure!(text.trim_end().ends_with(" 0 1"), "{text}");
-    ensure!(text.starts_with(['T', 't']), "ps shows it stopped: {text}");
+    let work =
+        "while :; do i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo >>/root/progress; done";
+    let tail = "size() { stat -c %s /root/progress; }; grows() { until [ $(size) -gt $1 ]; do \
+                kill -0 $pid || exit 1; sleep 0.1; done; }
+        grows 0; kill -STOP $pid
+        until omfs ps | grep \"^$pid \" | grep -q stopped; do sleep 0.1; done
+        sleep 1; a=$(size); sleep 1; b=$(size); s=$(sed 's/.*) //; s/ .*//' /proc/$pid/stat)
+        kill -CONT $pid; grows $b; kill -KILL $pid; echo $s $((b-a))";
+    let text = lab.sh("n1", &away(work, tail))?;
+    let said = text.trim_end();
+    ensure!(
+        said == "T 0" || said == "t 0",
+        "its state at home, and its progress: {text}"
+    );
     Ok(())
 }
 
 fn closed_pipe(lab: &Lab) -> Result<()> {
-    let script = "mkfifo /tmp/fifo; (read line; echo $line; sleep 1) </tmp/fifo & \
-                  sh -c 'i=0; while :; do i=$((i+1)); echo line $i; done' >/tmp/fifo & pid=$!; \
-                  omfs migrate $pid n2 || exit 1; wait $pid; echo $?; rm /tmp/fifo";
-    let text = lab.sh("n1", script)?;
+    let script = format!(
+        "{BEGUN} mkfifo /tmp/fifo
+        (read line; echo $line; while [ ! -e /tmp/close ]; do sleep 0.05; done) </tmp/fifo & reader=$!
+        sh -c '{BEGIN} i=0; while :; do i=$((i+1)); echo line $i; done' >/tmp/fifo & pid=$!
+        begun $pid; omfs migrate $pid n2 || {{ kill -KILL $pid $reader; exit 1; }}
+        touch /tmp/close; wait $pid; echo $?; rm /tmp/fifo"
+    );
+    let text = lab.sh("n1", &script)?;
     ensure!(text == "line 1\n141\n", "{text}");
     Ok(())
 }
 
 fn keyboard(lab: &Lab) -> Result<()> {
     // A terminal in the node: the job reads a line while away, then Ctrl-C ends it.
-    let program = "import subprocess,os,pty,time,sys
+    let program = "import subprocess,os,pty,select,time
 pid,fd=pty.fork()
-if pid==0: os.execvp('sh',['sh','-c','i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; read l; echo got $l; while :; do :; done'])
-time.sleep(0.2)
+if pid==0: os.execvp('sh',['sh','-c',': >/tmp/begun.$$; while [ ! -e /tmp/go.$$ ]; do :; done; read l; echo got $l; while :; do :; done'])
+while not os.path.exists('/tmp/begun.%d'%pid): time.sleep(0.05)
 subprocess.check_call(['omfs','migrate',str(pid),'n2'],stdout=subprocess.DEVNULL)
-time.sleep(1); os.write(fd,b'words\\n'); time.sleep(1)
-text=os.read(fd,1000)
-assert b'got words' in text, text
+open('/tmp/go.%d'%pid,'w').close()
+os.write(fd,b'words\\n')
+text=b''
+while b'got words' not in text:
+    assert select.select([fd],[],[],100)[0], text
+    text+=os.read(fd,1000)
 os.write(fd,b'\\x03')
 print(os.waitstatus_to_exitcode(os.waitpid(pid,0)[1]))";
     lab.put("n1", "/tmp/keyboard.py", program.as_bytes())?;
@@ -294,12 +319,14 @@ fn ps_tells(lab: &Lab) -> Result<()> {
 const SHARED: &str = "import mmap,os,time
 m=mmap.mmap(-1,4096)
 p=os.fork()
+open('/tmp/shared','w').close()
 while True: m[0]=(m[0]+1)%256";
 
 fn cannot_move(lab: &Lab) -> Result<()> {
     lab.put("n1", "/tmp/shared.py", SHARED.as_bytes())?;
-    let script = "python3 /tmp/shared.py & pid=$!; sleep 0.5; omfs migrate $pid n2; \
-                  echo $?; kill -0 $pid && echo alive; pkill -KILL -f shared.py";
+    let script = "rm -f /tmp/shared; python3 /tmp/shared.py & pid=$!
+                  while [ ! -e /tmp/shared ]; do kill -0 $pid || exit 1; sleep 0.05; done
+                  omfs migrate $pid n2; echo $?; kill -0 $pid && echo alive; pkill -KILL -f shared[.]py";
     let result = lab.run("n1", script)?;
     let text = String::from_utf8_lossy(&result.stdout);
     let said = String::from_utf8_lossy(&result.stderr);
@@ -311,7 +338,8 @@ fn cannot_move(lab: &Lab) -> Result<()> {
 fn many_moves(lab: &Lab) -> Result<()> {
     lab.put("n1", "/root/chain.py", CHAIN_PROGRAM.as_bytes())?;
     let script = "cd /root; i=0; failed=0; last=home; rm -f stop moves.log; \
-        python3 chain.py chain stop 2>chain.log & pid=$!; sleep 0.2; \
+        rm -f chain; python3 chain.py chain stop 2>chain.log & pid=$!; \
+        while [ ! -s chain ]; do kill -0 $pid || exit 1; sleep 0.05; done; \
         while [ $i -lt 200 ]; do \
           case $(($(od -An -N1 -tu1 /dev/urandom) % 2))$last in \
             0home) n=n2;; 1home) n=n3;; 0n2) n=n3;; 0n3) n=n2;; *) n=home;; esac; \
@@ -351,6 +379,7 @@ fn stress(lab: &Lab) -> Result<()> {
 
 /// Opens a file when told to, removes its name, and works on it until it is told to end.
 const UNNAMED: &str = "import os,random
+open('/root/unnamed/begun','w').close()
 while not os.path.exists('/root/unnamed/go'): pass
 fd=os.open('/root/unnamed/file',os.O_RDWR|os.O_CREAT|os.O_EXCL,0o600)
 os.unlink('/root/unnamed/file')
@@ -368,11 +397,13 @@ print('right')";
 
 fn unnamed_file(lab: &Lab) -> Result<()> {
     lab.put("n1", "/root/unnamed/job.py", UNNAMED.as_bytes())?;
-    let tail = "cd /root/unnamed; touch go; i=0; \
-                while [ ! -e opened ] && [ $i -lt 200 ]; do i=$((i+1)); sleep 0.1; done; \
+    let script = "cd /root/unnamed; python3 job.py & pid=$!; \
+                while [ ! -e begun ]; do kill -0 $pid || exit 1; sleep 0.05; done; \
+                omfs migrate $pid n2 || exit 1; touch go; \
+                while [ ! -e opened ]; do kill -0 $pid || exit 1; sleep 0.1; done; \
                 for n in n3 home n2 home; do omfs migrate $pid $n >/dev/null || echo not to $n; done; \
                 touch stop; wait $pid; rm -r /root/unnamed";
-    let text = lab.sh("n1", &away("python3 /root/unnamed/job.py", tail))?;
+    let text = lab.sh("n1", script)?;
     ensure!(
         text.ends_with("right\n") && !text.contains("not to"),
         "{text}"
@@ -451,9 +482,11 @@ fn led_home(lab: &Lab) -> Result<()> {
 
 fn guests_view(lab: &Lab) -> Result<()> {
     // Paths mean home's files, and /mfs/here the node where it runs.
-    let job = "sh -c 'i=0; while [ $i -lt 1500000 ]; do i=$((i+1)); done; read a </etc/hostname; \
-               read b </mfs/here/etc/hostname; read c </mfs/home/etc/hostname; echo $a $b $c'";
-    let text = lab.sh("n1", &away(job, "wait $pid; echo $pid"))?;
+    let work = format!(
+        "{UNTIL_GO} read a </etc/hostname; read b </mfs/here/etc/hostname; \
+         read c </mfs/home/etc/hostname; echo $a $b $c"
+    );
+    let text = lab.sh("n1", &away(&work, &format!("{GO} wait $pid; echo $pid")))?;
     let (seen, pid) = text.trim_end().split_once('\n').context("no PID")?;
     ensure!(seen == "n1 n2 n1", "{text}");
     let pid: i64 = pid.parse()?;
@@ -466,11 +499,11 @@ fn guests_view(lab: &Lab) -> Result<()> {
             .filter(|job| job["state"] == "running");
         running.all(|job| job["pid"] != pid).then_some(())
     };
-    wait::until(Duration::from_secs(20), gone).context("ps still shows it running")
+    wait::until(SOON, gone).context("ps still shows it running")
 }
 
 /// At n2 it opens files of n2 and of its home, and goes into a directory of n2.
-const TRAVELLER: &str = "while [ ! -e /root/away ]; do :; done
+const TRAVELLER: &str = ": >/root/begun; while [ ! -e /root/away ]; do :; done
     cd /mfs/here/tmp
     exec 3</mfs/here/etc/hostname 4</mfs/home/etc/hostname
     echo opened >/root/opened
@@ -480,25 +513,18 @@ const TRAVELLER: &str = "while [ ! -e /root/away ]; do :; done
 fn mfs_comes_home(lab: &Lab) -> Result<()> {
     lab.sh("n2", "echo marker of n2 >/tmp/marker")?;
     lab.put("n1", "/root/traveller.sh", TRAVELLER.as_bytes())?;
-    let start = "cd /root; rm -f away opened back told; \
-                 setsid sh traveller.sh >/dev/null 2>&1 & echo $!";
+    let start = "cd /root; rm -f away begun opened back told; \
+                 setsid sh traveller.sh >/dev/null 2>&1 & echo $!; \
+                 while [ ! -e begun ]; do kill -0 $! || exit 1; sleep 0.05; done";
     let pid = lab.sh("n1", start)?.trim().to_owned();
     lab.sh("n1", &format!("omfs migrate {pid} n2 && touch /root/away"))?;
-    let exists = |name: &str| {
-        let test = format!("test -s /root/{name}");
-        let there = || lab.sh("n1", &test).ok();
-        wait::until(Duration::from_secs(20), there).with_context(|| name.to_owned())
-    };
-    exists("opened")?;
+    until(lab, "n1", "test -s /root/opened")?;
     lab.sh(
         "n1",
         &format!("omfs migrate {pid} home && touch /root/back"),
     )?;
-    let told = || {
-        let text = lab.sh("n1", "cat /root/told").ok()?;
-        (!text.is_empty()).then_some(text)
-    };
-    let text = wait::until(Duration::from_secs(20), told).context("it says nothing")?;
+    until(lab, "n1", "test -s /root/told")?;
+    let text = lab.sh("n1", "cat /root/told")?;
     ensure!(text == "n2 n1 marker of n2\n", "{text}");
     Ok(())
 }

@@ -5,7 +5,7 @@ use integration::lab::Lab;
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::harness::{Module, Need, with_omfs};
+use crate::harness::{BEGIN, BEGUN, Module, Need, with_omfs};
 
 const BASH: &[Need] = &[Need::Tool("bash")];
 const BASH_FLOCK: &[Need] = &[Need::Tool("bash"), Need::Tool("flock")];
@@ -40,7 +40,8 @@ fn moved(lab: &Lab) -> Result<()> {
     for name in NAMES {
         let start = format!(
             "mkdir -p /tmp/odd; cp /bin/sleep /tmp/odd/{name}\n\
-             setsid /tmp/odd/{name} 600 >/dev/null 2>&1 </dev/null & echo $!"
+             setsid /tmp/odd/{name} 600 >/dev/null 2>&1 </dev/null & echo $!\n\
+             until [ /proc/$!/exe -ef /tmp/odd/{name} ]; do kill -0 $! || exit 1; sleep 0.05; done"
         );
         let text = bash(lab, "start", &start)?;
         let pid: i64 = text.trim().parse()?;
@@ -97,12 +98,17 @@ fn locks(lab: &Lab) -> Result<()> {
 
 /// A guest that the file system did not know for one could not read its own root's files.
 fn guest(lab: &Lab) -> Result<()> {
-    let script = r"cp /bin/bash $'/tmp/b\xffsh'; rm -f /root/odd-*; echo private >/root/odd-in; chmod 600 /root/odd-in
-        setsid $'/tmp/b\xffsh' -c 'while [ ! -e /root/odd-go ]; do :; done; read -r line </root/odd-in; echo $line >/root/odd-out; while :; do :; done' >/dev/null 2>&1 </dev/null &
+    let work = "while [ ! -e /root/odd-go ]; do :; done; read -r line </root/odd-in
+        read -r host </mfs/here/etc/hostname; echo $line on $host >/root/odd-out; while :; do :; done";
+    let odd = r"$'/tmp/b\xffsh'";
+    let script = format!(
+        "{BEGUN} cp /bin/bash {odd}; rm -f /root/odd-*; echo private >/root/odd-in; chmod 600 /root/odd-in
+        setsid {odd} -c '{BEGIN} {work}' >/dev/null 2>&1 </dev/null & begun $!
         omfs migrate $! n2 && touch /root/odd-go
-        for i in $(seq 600); do [ -s /root/odd-out ] && break; sleep 0.1; done
-        cat /root/odd-out; kill $!";
-    let read = bash(lab, "guest", script)?;
-    ensure!(read == "private\n", "{read}");
+        for i in $(seq 1200); do [ -s /root/odd-out ] && break; sleep 0.1; done
+        cat /root/odd-out; kill $!"
+    );
+    let read = bash(lab, "guest", &script)?;
+    ensure!(read == "private on n2\n", "{read}");
     Ok(())
 }

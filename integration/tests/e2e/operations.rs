@@ -9,11 +9,9 @@ use integration::lab::{Lab, wait};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::harness::{Module, Need, user_sh, with_omfs};
+use crate::harness::{BEGIN, BEGUN, Module, Need, SOON, user_sh, with_omfs};
 
 const PYTHON: &[Need] = &[Need::Tool("python3")];
-/// A busy cluster on a busy machine.
-const SOON: Duration = Duration::from_secs(60);
 /// The balancer would have decided three times over.
 const A_WHILE: Duration = Duration::from_secs(10);
 
@@ -44,7 +42,8 @@ pub fn tests() -> Vec<Trial> {
     module.finish()
 }
 
-const BUSY: &str = "sh -c 'while :; do :; done'";
+/// A shell's script without an end.
+const BUSY: &str = "while :; do :; done";
 
 fn json(lab: &Lab, node: &str, command: &str) -> Result<Value> {
     let text = lab.sh(node, command)?;
@@ -58,8 +57,11 @@ struct Job<'lab> {
 }
 
 impl<'lab> Job<'lab> {
-    fn start(lab: &'lab Lab, command: &str) -> Result<Self> {
-        let script = format!("setsid {command} >/dev/null 2>&1 </dev/null & echo $!");
+    /// `omfs run` and its options, or nothing.
+    fn start(lab: &'lab Lab, run: &str) -> Result<Self> {
+        let script = format!(
+            "{BEGUN} setsid {run} sh -c '{BEGIN} {BUSY}' >/dev/null 2>&1 </dev/null & echo $!; begun $!"
+        );
         let pid = lab.sh("n1", &script)?.trim().parse()?;
         Ok(Self { lab, pid })
     }
@@ -146,9 +148,9 @@ fn run_on(lab: &Lab) -> Result<()> {
 }
 
 fn run_home_and_stay(lab: &Lab) -> Result<()> {
-    let home = Job::start(lab, &format!("omfs run --home {BUSY}"))?;
-    let stay = Job::start(lab, &format!("omfs run --stay {BUSY}"))?;
-    let other = Job::start(lab, BUSY)?;
+    let home = Job::start(lab, "omfs run --home")?;
+    let stay = Job::start(lab, "omfs run --stay")?;
+    let other = Job::start(lab, "")?;
     // Three on a fifth of a CPU, and two idle nodes: who may leave does.
     for job in [&home, &stay, &other] {
         job.stays("n1", A_WHILE / 3)?;
@@ -173,8 +175,8 @@ fn run_home_and_stay(lab: &Lab) -> Result<()> {
 }
 
 fn placed_by_hand(lab: &Lab) -> Result<()> {
-    let first = Job::start(lab, &format!("omfs run {BUSY}"))?;
-    let second = Job::start(lab, &format!("omfs run {BUSY}"))?;
+    let first = Job::start(lab, "omfs run")?;
+    let second = Job::start(lab, "omfs run")?;
     for job in [&first, &second] {
         job.migrate("n2")?;
     }
@@ -187,7 +189,7 @@ fn placed_by_hand(lab: &Lab) -> Result<()> {
     second.stays("n2", Duration::ZERO)?;
     // Home is a place, too.
     second.migrate("home")?;
-    let _local = Job::start(lab, BUSY)?;
+    let _local = Job::start(lab, "")?;
     second.stays("n1", A_WHILE)?;
     lab.sh("n1", &format!("omfs unlock {}", second.pid))?;
     second.wait_for_place(|place| place != "n1")?;
@@ -199,8 +201,8 @@ fn stay(lab: &Lab) -> Result<()> {
         lab.sh("n1", &format!("omfs {hold}"))?;
         let status = json(lab, "n1", "omfs status --json")?;
         ensure!(status["policy"][hold] == true, "{status}");
-        let job = Job::start(lab, &format!("omfs run {BUSY}"))?;
-        let _local = Job::start(lab, BUSY)?;
+        let job = Job::start(lab, "omfs run")?;
+        let _local = Job::start(lab, "")?;
         job.stays("n1", A_WHILE)?;
         lab.sh("n1", &format!("omfs {release}"))?;
         job.wait_for_place(|place| place != "n1")?;
@@ -211,7 +213,7 @@ fn stay(lab: &Lab) -> Result<()> {
 }
 
 fn block(lab: &Lab) -> Result<()> {
-    let job = Job::start(lab, BUSY)?;
+    let job = Job::start(lab, "")?;
     lab.sh("n2", "omfs block")?;
     let (status, said) = failure(lab, "n1", &format!("omfs migrate {} n2", job.pid))?;
     ensure!(status == 75 && said.contains("n2"), "{status} {said}");
@@ -228,7 +230,7 @@ fn guests(lab: &Lab, node: &str) -> Result<usize> {
 }
 
 fn expel(lab: &Lab) -> Result<()> {
-    let jobs = [Job::start(lab, BUSY)?, Job::start(lab, BUSY)?];
+    let jobs = [Job::start(lab, "")?, Job::start(lab, "")?];
     for job in &jobs {
         job.migrate("n2")?;
     }
@@ -248,7 +250,7 @@ fn expel(lab: &Lab) -> Result<()> {
 }
 
 fn bring(lab: &Lab) -> Result<()> {
-    let jobs = [Job::start(lab, BUSY)?, Job::start(lab, BUSY)?];
+    let jobs = [Job::start(lab, "")?, Job::start(lab, "")?];
     jobs[0].migrate("n2")?;
     jobs[1].migrate("n3")?;
     lab.sh("n1", "omfs bring")?;
@@ -262,7 +264,7 @@ fn bring(lab: &Lab) -> Result<()> {
 
 /// What a job has used anywhere is summed up at home; a host knows how often its guest has moved.
 fn counted(lab: &Lab) -> Result<()> {
-    let job = Job::start(lab, BUSY)?;
+    let job = Job::start(lab, "")?;
     let used = |job: &Job<'_>| Ok::<_, anyhow::Error>(job.described("cpu_time_ms")?.as_u64());
     let mut before = Some(0);
     for (moves, target) in [(1, "n2"), (2, "n3"), (3, "home"), (4, "n2"), (5, "home")] {
@@ -296,7 +298,7 @@ fn counted(lab: &Lab) -> Result<()> {
 }
 
 fn full_run_directories(lab: &Lab) -> Result<()> {
-    let job = Job::start(lab, BUSY)?;
+    let job = Job::start(lab, "")?;
     let fill = |dir: &str| {
         format!(
             "mount -t tmpfs -o size=64k full /run/omfs/{dir} && \
@@ -355,7 +357,7 @@ fn garbage(lab: &Lab) -> Result<()> {
             .parse::<u32>()
             .ok()
     };
-    let job = Job::start(lab, BUSY)?;
+    let job = Job::start(lab, "")?;
     let start = Instant::now();
     let moved = (|| {
         // Until some of them came before the guest.

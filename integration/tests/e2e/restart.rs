@@ -1,18 +1,16 @@
 //! Daemons end and come back under those who use what they serve.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use integration::lab::{Lab, wait};
 
 use crate::faults::{counts, with_counter};
-use crate::harness::with_omfs;
+use crate::harness::{SOON, until, with_omfs};
 
 /// Commands that end a node's daemon in the middle of everything, and in order.
 const CRASH: &str = "pkill -KILL -xf 'omfs daemon'";
 const STOP: &str = "pkill -TERM -xf 'omfs daemon'";
 const GONE: &str =
-    "for i in $(seq 200); do pgrep -xf 'omfs daemon' >/dev/null || break; sleep 0.1; done";
+    "for i in $(seq 600); do pgrep -xf 'omfs daemon' >/dev/null || break; sleep 0.1; done";
 const START: &str = "setsid omfs daemon >>/var/log/omfs.log 2>&1 </dev/null &";
 
 /// Ends a node's daemon, does something, and starts it again.
@@ -21,9 +19,7 @@ fn restart_daemon(lab: &Lab, node: &str, end: &str, meanwhile: &str) -> Result<(
         node,
         &format!("cd /; {end}; {meanwhile} {GONE}; sleep 1; {START}"),
     )?;
-    let answers = || lab.sh(node, "omfs status").ok();
-    wait::until(Duration::from_secs(30), answers).context("no daemon")?;
-    Ok(())
+    until(lab, node, "omfs status")
 }
 
 /// What a file of n1 says, once it says something.
@@ -32,7 +28,7 @@ fn told(lab: &Lab, name: &str) -> Result<String> {
         let text = lab.sh("n1", &format!("cat /root/{name}")).ok()?;
         (!text.is_empty()).then_some(text)
     };
-    wait::until(Duration::from_secs(60), said).with_context(|| format!("no {name}"))
+    wait::until(SOON, said).with_context(|| format!("no {name}"))
 }
 
 /// Holds files of another node and of its own, and a directory, while daemons come and go.
@@ -74,8 +70,7 @@ pub fn users_wait() -> Result<()> {
     restart_daemon(&lab, "n2", CRASH, "")?;
     restart_daemon(&lab, "n1", STOP, "")?;
     restart_daemon(&lab, "n2", STOP, "")?;
-    let back = || lab.sh("n1", "cat /mfs/n2/tmp/f").ok();
-    wait::until(Duration::from_secs(20), back).context("n2 does not come back")?;
+    until(&lab, "n1", "cat /mfs/n2/tmp/f")?;
     lab.sh("n1", "touch /root/go")?;
     let text = told(&lab, "told")
         .with_context(|| lab.sh("n1", "cat /root/holder.log").unwrap_or_default())?;
@@ -101,21 +96,14 @@ pub fn daemons_restart() -> Result<()> {
     ] {
         restart_daemon(&lab, node, end, "")?;
         let what = format!("after {end} on {node}");
-        let counting = || counts(&lab).ok().filter(|counting| *counting);
-        wait::until(Duration::from_secs(30), counting)
-            .with_context(|| format!("the job does not run on {what}"))?;
-        let listed = || {
-            lab.sh("n1", "omfs ps --json")
-                .ok()
-                .filter(|list| list.contains("\"n2\""))
-        };
-        wait::until(Duration::from_secs(20), listed)
+        counts(&lab).with_context(|| format!("the job does not run on {what}"))?;
+        until(&lab, "n1", "omfs ps --json | grep '\"n2\"'")
             .with_context(|| format!("it is not listed at n2 {what}"))?;
     }
     lab.sh("n1", "omfs migrate $(cat /root/pid) home")?;
-    ensure!(counts(&lab)?, "the job does not run on at home");
+    counts(&lab).context("the job does not run on at home")?;
     lab.sh("n1", "omfs migrate $(cat /root/pid) n2")?;
-    ensure!(counts(&lab)?, "the job does not run away from home again");
+    counts(&lab).context("the job does not run away from home again")?;
     lab.down()
 }
 
@@ -126,7 +114,8 @@ const GUEST_MOUNTS: &str = "cut -d' ' -f1-3 /proc/$(pgrep -x sleep)/mounts";
 pub fn home_is_unreachable() -> Result<()> {
     let lab = Lab::up(&with_omfs(2)?)?;
     let start = "setsid sleep 1000 >/dev/null 2>&1 </dev/null & \
-        echo $! >/root/pid; sleep 0.5; omfs migrate $! n2";
+        echo $! >/root/pid; until [ $(cat /proc/$!/comm) = sleep ]; do sleep 0.05; done; \
+        omfs migrate $! n2";
     lab.sh("n1", start)?;
     let before = lab.sh("n2", GUEST_MOUNTS)?;
     ensure!(before.contains("proc /proc proc"), "{before}");
@@ -139,8 +128,7 @@ pub fn home_is_unreachable() -> Result<()> {
     let after = lab.sh("n2", GUEST_MOUNTS)?;
     ensure!(after == before, "a guest with {before} has {after}");
     lab.sh("n1", START)?;
-    let back = || lab.sh("n2", "cat /mfs/n1/etc/hostname").ok();
-    wait::until(Duration::from_secs(30), back).context("home does not come back")?;
+    until(&lab, "n2", "cat /mfs/n1/etc/hostname").context("home does not come back")?;
     let after = lab.sh("n2", GUEST_MOUNTS)?;
     ensure!(after == before, "a guest with {before} has {after}");
     lab.sh("n1", "kill -KILL $(cat /root/pid)")?;
@@ -164,8 +152,7 @@ pub fn compression() -> Result<()> {
     lab.sh("n1", MAKE)?;
     for (node, end) in [("n2", CRASH), ("n1", CRASH), ("n2", STOP), ("n1", STOP)] {
         let what = format!("{end} on {node}");
-        let connected = || lab.sh("n1", "cat /mfs/n2/etc/hostname").ok();
-        wait::until(Duration::from_secs(30), connected).context("n2 is not there")?;
+        until(&lab, "n1", "cat /mfs/n2/etc/hostname").context("n2 is not there")?;
         lab.sh("n1", COMPRESS)
             .with_context(|| format!("it did not leave before {what}"))?;
         restart_daemon(&lab, node, end, "")?;
@@ -188,9 +175,7 @@ fn with_own_mount(nodes: usize) -> Result<Lab> {
 }
 
 fn mounted(lab: &Lab) -> Result<()> {
-    let is_mounted = || lab.sh("n1", "cat /mfs/n1/etc/hostname").ok();
-    wait::until(Duration::from_secs(30), is_mounted).context("/mfs is not mounted")?;
-    Ok(())
+    until(lab, "n1", "cat /mfs/n1/etc/hostname").context("/mfs is not mounted")
 }
 
 pub fn keeper_dies() -> Result<()> {
@@ -213,12 +198,7 @@ pub fn stops() -> Result<()> {
     for end in [STOP.to_owned(), format!("umount /mfs; {CRASH}")] {
         lab.sh("n1", &format!("cd /; {end}; {GONE}"))?;
         let nothing = "! pgrep -xf 'omfs fuse-keeper' && ! grep fuse.omfs /proc/mounts";
-        let is_clean = || {
-            let run = lab.run("n1", nothing).ok();
-            run.filter(|run| run.status.success())
-        };
-        wait::until(Duration::from_secs(30), is_clean)
-            .with_context(|| format!("something is left after {end}"))?;
+        until(&lab, "n1", nothing).with_context(|| format!("something is left after {end}"))?;
         lab.sh("n1", START)?;
         mounted(&lab)?;
     }

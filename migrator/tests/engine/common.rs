@@ -16,7 +16,9 @@ use migrator::tracee::{
 
 pub type TestResult<T = ()> = Result<T, Box<dyn Error>>;
 
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
+/// The longest that a program works which ends by itself, on a busy machine.
+pub const WORK_LIMIT: Duration = Duration::from_secs(300);
 /// Not TRACECLONE: nobody here serves threads made away; they run untraced.
 const GUEST: u32 = options::TRACESYSGOOD | options::EXITKILL;
 

@@ -6,11 +6,12 @@ mod faults;
 mod programs;
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Away, Job, TestResult};
+use common::{Away, Job, TestResult, WORK_LIMIT};
 use migrator::sys::signals;
 use migrator::tracee::{Event, RawSiginfo};
 
@@ -24,6 +25,16 @@ fn noise(bytes: usize) -> Vec<u8> {
     std::iter::repeat_with(step).take(bytes).collect()
 }
 
+/// Waits until a program is at work.
+fn until_written(output: &Path) -> TestResult {
+    let deadline = Instant::now() + WORK_LIMIT;
+    while fs::metadata(output)?.len() == 0 {
+        assert!(Instant::now() < deadline, "it writes nothing");
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
 #[test]
 fn gzip_moved_away_finishes_there_with_the_same_output() -> TestResult {
     let directory = tempfile::tempdir()?;
@@ -31,7 +42,7 @@ fn gzip_moved_away_finishes_there_with_the_same_output() -> TestResult {
         directory.path().join("input"),
         directory.path().join("output"),
     );
-    fs::write(&input, noise(8 << 20))?;
+    fs::write(&input, noise(14 << 20))?;
     let expected = Command::new("gzip")
         .args(["-9nc"])
         .arg(&input)
@@ -43,12 +54,12 @@ fn gzip_moved_away_finishes_there_with_the_same_output() -> TestResult {
             .arg(&input)
             .stdout(File::create(&output)?),
     )?;
-    thread::sleep(Duration::from_millis(300));
+    until_written(&output)?;
     let pid = job.pid();
     let mut away = Away::start(pid)?;
     let command_line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
     assert!(command_line.starts_with("gzip\0-9nc\0"), "{command_line:?}");
-    let end = away.serve(Duration::from_secs(60))?;
+    let end = away.serve(WORK_LIMIT)?;
     assert_eq!(end, Some(Event::Exited(0)));
     job.0.kill()?;
     assert!(fs::read(&output)? == expected, "output differs");
@@ -74,10 +85,10 @@ fn gzip_moved_out_and_home_again_many_times() -> TestResult {
             .arg(&input)
             .stdout(File::create(&output)?),
     )?;
-    thread::sleep(Duration::from_millis(100));
+    until_written(&output)?;
     let begin = Instant::now();
     let (mut moves, mut ended_away) = (0, false);
-    while moves < 20 && job.0.try_wait()?.is_none() && begin.elapsed() < Duration::from_secs(30) {
+    while moves < 20 && job.0.try_wait()?.is_none() && begin.elapsed() < WORK_LIMIT {
         let mut away = Away::start(job.pid())?;
         if let Some(end) = away.serve(Duration::from_millis(20))? {
             // It was faster than the test.
@@ -104,7 +115,7 @@ fn threads_moved_out_and_home_twenty_times_notice_nothing() -> TestResult {
     let output = directory.path().join("output");
     let mut job = Job::start(
         Command::new(program)
-            .args(["guest-threads", "300"])
+            .args(["guest-threads", "600"])
             .stdin(Stdio::null())
             .stdout(File::create(&output)?)
             .stderr(File::create(directory.path().join("errors"))?),
@@ -126,7 +137,7 @@ fn threads_moved_out_and_home_twenty_times_notice_nothing() -> TestResult {
         status.success() && errors.is_empty(),
         "{status:?}: {errors}"
     );
-    assert_eq!(fs::read_to_string(&output)?, "300 rounds, 0 wrong\n");
+    assert_eq!(fs::read_to_string(&output)?, "600 rounds, 0 wrong\n");
     Ok(())
 }
 

@@ -8,8 +8,11 @@ use std::time::Duration;
 use migrator::capture::eligibility;
 use migrator::tracee::Event;
 
-use crate::common::{Away, Job, TestResult};
+use crate::common::{Away, Job, TestResult, WORK_LIMIT};
 use crate::noise;
+
+/// How often a program is started that ends before it could be moved: the machine is busy.
+const TRIES: u32 = 20;
 
 /// Starts `script` in a directory with a file `input`, moves it after a while, and compares what it
 /// wrote with what it writes unmoved. A program that this machine does not have is skipped aloud.
@@ -27,25 +30,34 @@ fn moved_like_unmoved(program: &str, args: &[&str], after_ms: u64) -> TestResult
             .success()
     );
     let output = directory.path().join("output");
-    let mut job = Job::start(&mut command(program, args, directory.path(), &output)?)?;
-    std::thread::sleep(Duration::from_millis(after_ms));
-    assert!(
-        job.0.try_wait()?.is_none(),
-        "{program} was faster than the test"
-    );
-    assert_eq!(eligibility(job.pid()), [], "{program}");
-    let mut away = Away::start(job.pid())?;
-    assert_eq!(
-        away.serve(Duration::from_secs(60))?,
-        Some(Event::Exited(0)),
-        "{program}"
-    );
+    let mut moved = None;
+    for _ in 0..TRIES {
+        let mut job = Job::start(&mut command(program, args, directory.path(), &output)?)?;
+        std::thread::sleep(Duration::from_millis(after_ms));
+        match eligible(job.pid(), program).and_then(|()| Away::start(job.pid())) {
+            Ok(away) => {
+                moved = Some((job, away));
+                break;
+            }
+            Err(error) if job.0.try_wait()?.is_none() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    let (_job, mut away) = moved.ok_or("it was always faster than the test")?;
+    assert_eq!(away.serve(WORK_LIMIT)?, Some(Event::Exited(0)), "{program}");
     away.end()?;
     assert!(
         fs::read(&output)? == fs::read(&expected)?,
         "{program}: output differs"
     );
     Ok(())
+}
+
+fn eligible(pid: i32, program: &str) -> TestResult {
+    match &eligibility(pid)[..] {
+        [] => Ok(()),
+        reasons => Err(format!("{program}: {reasons:?}").into()),
+    }
 }
 
 fn command(program: &str, args: &[&str], directory: &Path, output: &Path) -> TestResult<Command> {

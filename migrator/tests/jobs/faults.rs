@@ -41,24 +41,45 @@ fn counter_until(file: &std::path::Path) -> Child {
     command.stdout(Stdio::piped()).spawn().unwrap()
 }
 
-fn finish(mut job: Job, steps: u32) {
-    let mut text = String::new();
-    let mut from = job.0.stdout.take().unwrap();
-    std::io::Read::read_to_string(&mut from, &mut text).unwrap();
-    let expected: String = (0..steps).map(|step| format!("{step}\n")).collect();
-    assert_eq!(text, expected);
-    assert!(job.wait().success());
+/// A counter that counts, and what it says.
+struct Counting {
+    job: Job,
+    from: BufReader<std::process::ChildStdout>,
+    text: String,
+    enough: tempfile::TempPath,
+}
+
+impl Counting {
+    fn start() -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        std::fs::remove_file(&file).unwrap();
+        let mut job = Job(counter_until(&file));
+        let mut from = BufReader::new(job.0.stdout.take().unwrap());
+        let mut text = String::new();
+        from.read_line(&mut text).unwrap();
+        Self {
+            job,
+            from,
+            text,
+            enough: file,
+        }
+    }
+
+    /// It has counted all the time and left nothing out.
+    fn finish(mut self) {
+        std::fs::write(&self.enough, "").unwrap();
+        std::io::Read::read_to_string(&mut self.from, &mut self.text).unwrap();
+        let steps = self.text.lines().count();
+        let expected: String = (0..steps).map(|step| format!("{step}\n")).collect();
+        assert_eq!(self.text, expected);
+        assert!(self.job.wait().success());
+    }
 }
 
 #[test]
 fn a_link_cut_at_any_byte_before_go_leaves_the_job_at_home() {
-    let directory = tempfile::tempdir().unwrap();
-    let enough = directory.path().join("enough");
-    let mut job = Job(counter_until(&enough));
-    let mut from = BufReader::new(job.0.stdout.take().unwrap());
-    let mut text = String::new();
-    from.read_line(&mut text).unwrap();
-    let mut lab = Lab::new(job.0.id());
+    let counting = Counting::start();
+    let mut lab = Lab::new(counting.job.0.id());
     let mut cut = 40;
     for _ in 0..24 {
         let event = lab.try_migrate(&format!("cut:{cut}"));
@@ -70,28 +91,22 @@ fn a_link_cut_at_any_byte_before_go_leaves_the_job_at_home() {
         wait(lab.last_host());
         cut = cut * 7 / 5 + 13;
     }
-    std::fs::write(enough, "").unwrap();
-    std::io::Read::read_to_string(&mut from, &mut text).unwrap();
-    let steps = text.lines().count();
-    let expected: String = (0..steps).map(|step| format!("{step}\n")).collect();
-    assert_eq!(text, expected);
-    assert!(job.wait().success());
+    counting.finish();
 }
 
 #[test]
 fn a_host_that_dies_while_it_builds_leaves_the_job_at_home() {
-    let job = Job(counter(150));
-    std::thread::sleep(Duration::from_millis(200));
-    let mut lab = Lab::new(job.0.id());
+    let counting = Counting::start();
+    let mut lab = Lab::new(counting.job.0.id());
     let event = lab.try_migrate_to("/nonexistent/socket");
     assert!(matches!(event, Event::Failed { .. }), "{event:?}");
-    finish(job, 150);
+    counting.finish();
 }
 
 #[test]
 fn a_host_that_dies_ends_the_job_and_says_so() {
-    let mut job = Job(Command::new("sleep").arg("100").spawn().unwrap());
-    std::thread::sleep(Duration::from_millis(50));
+    let mut job = Job(Command::new("sleep").arg("1000").spawn().unwrap());
+    job.until_asleep();
     let mut lab = Lab::new(job.0.id());
     lab.migrate();
     lab.last_host().kill().unwrap();
@@ -104,12 +119,8 @@ fn a_host_that_dies_ends_the_job_and_says_so() {
 /// As on a machine that is so busy that they do not get a CPU for seconds.
 #[test]
 fn keepers_that_stand_still_for_seconds_do_not_end_the_job() {
-    let directory = tempfile::tempdir().unwrap();
-    let enough = directory.path().join("enough");
-    let mut job = Job(counter_until(&enough));
-    let mut from = BufReader::new(job.0.stdout.take().unwrap());
-    from.read_line(&mut String::new()).unwrap();
-    let mut lab = Lab::new(job.0.id());
+    let mut counting = Counting::start();
+    let mut lab = Lab::new(counting.job.0.id());
     lab.migrate();
     let shim = lab.state().keeper_pid;
     let host = i32::try_from(lab.last_host().id()).unwrap();
@@ -122,32 +133,29 @@ fn keepers_that_stand_still_for_seconds_do_not_end_the_job() {
         send(Signal::SIGSTOP);
         std::thread::sleep(Duration::from_secs(7));
         send(Signal::SIGCONT);
-        let mut line = String::new();
         for _ in 0..20 {
-            line.clear();
-            from.read_line(&mut line).unwrap();
+            let Counting { from, text, .. } = &mut counting;
+            from.read_line(text).unwrap();
         }
-        assert!(line.ends_with('\n'), "it wrote {line:?} last");
     }
     assert_eq!(lab.state().state, RunState::Running);
     lab.home();
-    std::fs::write(enough, "").unwrap();
-    assert!(job.wait().success());
+    counting.finish();
 }
 
 #[test]
 fn a_job_that_cannot_move_is_left_alone() {
     // Shared writable memory.
     let script = "
-import mmap, time
+import mmap, sys
 shared = mmap.mmap(-1, 4096)
 print('ready', flush=True)
-time.sleep(1)
+sys.stdin.readline()
 shared[0] = 1
 ";
     let mut command = Command::new("python3");
-    let child = command.args(["-c", script]).stdout(Stdio::piped()).spawn();
-    let mut job = Job(child.unwrap());
+    command.args(["-c", script]).stdin(Stdio::piped());
+    let mut job = Job(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut from = BufReader::new(job.0.stdout.take().unwrap());
     from.read_line(&mut String::new()).unwrap();
     let mut lab = Lab::new(job.0.id());
@@ -157,6 +165,7 @@ shared[0] = 1
         "{event:?}"
     );
     assert!(!lab.state().cantmove.is_empty());
+    drop(job.0.stdin.take());
     assert!(job.wait().success());
 }
 

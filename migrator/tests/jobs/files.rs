@@ -15,7 +15,7 @@ struct Compression {
 fn compress(directory: &std::path::Path) -> Compression {
     let input = directory.join("in");
     let out = directory.join("out");
-    real_data(&input, 12 << 20);
+    real_data(&input, 24 << 20);
     let gzip = |out: Stdio| {
         let mut command = Command::new("gzip");
         command

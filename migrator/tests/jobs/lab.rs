@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use migrator::control::{self, Event, JobState};
 
 /// The most any step of a test may take.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// One job away from home, or about to be.
 pub struct Lab {
@@ -182,6 +182,15 @@ pub struct Job(pub Child);
 impl Job {
     pub fn wait(&mut self) -> ExitStatus {
         wait(&mut self.0)
+    }
+
+    /// Waits until it sleeps, as programs do that have nothing to do.
+    pub fn until_asleep(&self) {
+        let stat = format!("/proc/{}/stat", self.0.id());
+        until("a sleeping job", || {
+            let text = std::fs::read_to_string(&stat).unwrap();
+            text.rsplit_once(") ").unwrap().1.starts_with('S')
+        });
     }
 
     /// How many threads it has.

@@ -71,13 +71,15 @@ fn a_conversation_over_pipes_goes_on_through_moves() {
 fn large_writes_arrive_whole() {
     let script = "
 import sys
+print('ready', flush=True)
 sys.stdin.readline()
 data = bytes(range(256)) * 40000
 sys.stdout.buffer.write(data)
 ";
     let mut talker = Talker::start(Command::new("python3").args(["-c", script]));
+    let mut ready = String::new();
+    talker.from.read_line(&mut ready).unwrap();
     let mut lab = Lab::new(talker.job.0.id());
-    std::thread::sleep(std::time::Duration::from_millis(200));
     lab.migrate();
     writeln!(talker.to.as_mut().unwrap()).unwrap();
     let mut got = Vec::new();

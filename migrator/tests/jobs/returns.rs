@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use migrator::control::{Event, RunState};
 
@@ -13,28 +12,32 @@ use super::lab::{Job, Lab, until};
 fn a_shell_loop_goes_home_to_fork_and_leaves_again() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("out");
-    let script = "i=0; while [ $i -lt 30 ]; do n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; \
+    let script = "i=0; while [ ! -e enough ]; do n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; \
                   /bin/echo $i $(expr $i + 1); i=$((i+1)); done";
     let mut command = Command::new("sh");
     let child = command
         .args(["-c", script])
+        .current_dir(directory.path())
         .stdout(File::create(&out).unwrap());
     let mut job = Job(child.spawn().unwrap());
     let mut returns = 0;
     let mut lab = Lab::new(job.0.id());
-    while job.0.try_wait().unwrap().is_none() {
+    until("returns", || {
+        assert!(job.0.try_wait().unwrap().is_none());
         if matches!(lab.try_migrate(""), Event::Done { .. }) {
             until("the return", || {
                 !matches!(lab.state().state, RunState::Running | RunState::Migrating)
             });
             returns += u32::from(lab.state().returned_for.is_some());
         }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+        returns >= 5
+    });
+    std::fs::write(directory.path().join("enough"), "").unwrap();
     assert!(job.wait().success());
-    let expected: String = (0..30).map(|i| format!("{i} {}\n", i + 1)).collect();
-    assert_eq!(std::fs::read_to_string(&out).unwrap(), expected);
-    assert!(returns >= 3, "{returns}");
+    let text = std::fs::read_to_string(&out).unwrap();
+    let lines = text.lines().count();
+    let expected: String = (0..lines).map(|i| format!("{i} {}\n", i + 1)).collect();
+    assert_eq!(text, expected);
 }
 
 #[test]
@@ -71,10 +74,11 @@ fn a_job_on_its_way_home_takes_orders() {
 fn what_was_opened_away_is_open_at_home() {
     let directory = tempfile::tempdir().unwrap();
     let script = "
-import os, subprocess, sys, time
+import os, subprocess, sys
 os.chdir(sys.argv[1])
 os.umask(0o027)
-time.sleep(0.6)                       # leaves here
+print('ready', flush=True)
+sys.stdin.readline()                  # leaves here
 old = open('old')
 log = open('log', 'a')
 os.mkdir('below')
@@ -95,10 +99,13 @@ open('mode', 'w').close()
     std::fs::write(directory.path().join("old"), "abcdefgh\n").unwrap();
     let mut command = Command::new("python3");
     let child = command.args(["-c", script]).arg(directory.path());
+    let child = child.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut job = Job(child.spawn().unwrap());
-    std::thread::sleep(Duration::from_millis(300));
+    let mut from = BufReader::new(job.0.stdout.take().unwrap());
+    from.read_line(&mut String::new()).unwrap();
     let mut lab = Lab::new(job.0.id());
     lab.migrate();
+    drop(job.0.stdin.take());
     assert!(job.wait().success());
     let state = lab.state();
     assert_eq!(state.moves, 2, "{state:?}");

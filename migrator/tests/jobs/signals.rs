@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migrator::tracee::RawSiginfo;
 use nix::sys::signal::{Signal, kill};
@@ -166,8 +166,8 @@ print(info.si_code, info.si_pid, signal.sigtimedwait([signal.SIGUSR1], 0), flush
 #[test]
 fn deadly_signals_give_the_same_wait_status() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGHUP] {
-        let mut job = Job(Command::new("sleep").arg("100").spawn().unwrap());
-        std::thread::sleep(Duration::from_millis(50));
+        let mut job = Job(Command::new("sleep").arg("1000").spawn().unwrap());
+        job.until_asleep();
         let mut lab = Lab::new(job.0.id());
         lab.migrate();
         send(&job.0, signal);
@@ -200,21 +200,24 @@ os.kill(os.getpid(), signal.SIGSEGV)
 
 #[test]
 fn a_sleep_is_not_disturbed_by_signals_that_are_ignored() {
-    let mut job = Job(Command::new("sleep").arg("2").spawn().unwrap());
-    std::thread::sleep(Duration::from_millis(100));
-    let begun = std::time::Instant::now();
+    const SLEEP: Duration = Duration::from_secs(8);
+    let begun = Instant::now();
+    let seconds = SLEEP.as_secs().to_string();
+    let mut job = Job(Command::new("sleep").arg(seconds).spawn().unwrap());
+    job.until_asleep();
     let mut lab = Lab::new(job.0.id());
     lab.migrate();
     for _ in 0..10 {
         send(&job.0, Signal::SIGCHLD);
         send(&job.0, Signal::SIGWINCH);
+        std::thread::sleep(SLEEP / 20);
     }
+    let signalled = Instant::now();
     assert!(job.wait().success());
-    let taken = begun.elapsed();
-    assert!(
-        taken > Duration::from_millis(1800) && taken < Duration::from_secs(4),
-        "{taken:?}"
-    );
+    assert!(begun.elapsed() >= SLEEP, "{:?}", begun.elapsed());
+    // One that a signal makes begin anew sleeps for all of its time after the last.
+    let after = signalled.elapsed();
+    assert!(after < SLEEP * 9 / 10, "{after:?} after the last signal");
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use super::lab::{Job, Lab, real_data, until};
 
@@ -46,13 +45,15 @@ fn python_threads_locks_and_files_move_along() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("log");
     let script = "
-import sys, threading, time
+import os, sys, threading, time
 log = open(sys.argv[1], 'w')
 lock = threading.Lock()
 total = 0
 def work(number):
     global total
-    for step in range(60):
+    step = -1
+    while not os.path.exists(sys.argv[1] + '.enough'):
+        step += 1
         time.sleep(0.02)
         with lock:
             total += step
@@ -68,24 +69,33 @@ sys.exit(5)
     let mut command = Command::new("python3");
     let child = command.args(["-c", script]).arg(&out).spawn().unwrap();
     let mut job = Job(child);
-    std::thread::sleep(Duration::from_millis(500));
     let mut lab = Lab::new(job.0.id());
+    let size = || std::fs::metadata(&out).map_or(0, |data| data.len());
+    let works = || {
+        let before = size();
+        until("work", || size() > before);
+    };
+    works();
     lab.migrate();
-    std::thread::sleep(Duration::from_millis(100));
+    works();
     lab.home();
     lab.migrate();
     lab.migrate();
+    works();
+    std::fs::write(directory.path().join("log.enough"), "").unwrap();
     assert_eq!(job.wait().code(), Some(5));
     let lines = std::fs::read_to_string(&out).unwrap();
+    let mut total = 0;
     for number in 0..4 {
         let steps = lines.lines().filter_map(|line| line.split_once(' '));
         let steps: Vec<&str> = steps
             .filter(|(who, _)| *who == number.to_string())
             .map(|(_, step)| step)
             .collect();
-        let expected: Vec<String> = (0..60).map(|step| step.to_string()).collect();
+        let expected: Vec<String> = (0..steps.len()).map(|step| step.to_string()).collect();
         assert_eq!(steps, expected);
+        total += (0..steps.len()).sum::<usize>();
     }
     let sum = std::fs::read_to_string(out.with_extension("sum")).unwrap();
-    assert_eq!(sum, (4 * 60 * 59 / 2).to_string());
+    assert_eq!(sum, total.to_string());
 }

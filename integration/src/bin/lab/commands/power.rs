@@ -1,4 +1,4 @@
-//! `lab kill`, `lab start`, `lab cut`, `lab heal`
+//! `lab kill`, `lab start`, `lab cut`, `lab heal`, `lab freeze`, `lab thaw`
 
 use anyhow::Result;
 use integration::lab::Lab;
@@ -31,6 +31,20 @@ pub struct HealArgs {
     node: String,
 }
 
+/// Stop all processes of a node where they are; its kernel goes on answering.
+#[derive(Debug, clap::Args)]
+pub struct FreezeArgs {
+    /// Which.
+    node: String,
+}
+
+/// Let the processes of a frozen node go on.
+#[derive(Debug, clap::Args)]
+pub struct ThawArgs {
+    /// Which.
+    node: String,
+}
+
 /// Runs `lab kill`.
 pub fn kill(lab: &str, args: &KillArgs) -> Result<()> {
     Lab::attach(lab)?.kill(&args.node)
@@ -49,4 +63,14 @@ pub fn cut(lab: &str, args: &CutArgs) -> Result<()> {
 /// Runs `lab heal`.
 pub fn heal(lab: &str, args: &HealArgs) -> Result<()> {
     Lab::attach(lab)?.heal(&args.node)
+}
+
+/// Runs `lab freeze`.
+pub fn freeze(lab: &str, args: &FreezeArgs) -> Result<()> {
+    Lab::attach(lab)?.freeze(&args.node)
+}
+
+/// Runs `lab thaw`.
+pub fn thaw(lab: &str, args: &ThawArgs) -> Result<()> {
+    Lab::attach(lab)?.thaw(&args.node)
 }
