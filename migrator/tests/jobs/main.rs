@@ -3,6 +3,7 @@
 mod faults;
 mod files;
 mod lab;
+mod locks;
 mod many;
 mod pipes;
 mod returns;
