@@ -104,7 +104,7 @@ fn start(
     image: &ProcessImage,
 ) -> Result<i32, MoveError> {
     let clocks = clock_offsets(image).map_err(|error| MoveError::process(&error))?;
-    let started = cage.start(image.pid, clocks);
+    let started = cage.start(image.pid, clocks, &image.hostname);
     let host_pid = started.map_err(|error| MoveError::process(&error))?;
     for cgroup in &config.cgroups {
         let joined = std::fs::write(cgroup.join("cgroup.procs"), host_pid.to_string());
