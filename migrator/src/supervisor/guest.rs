@@ -4,6 +4,7 @@
 //! and ends. What it does with them is here; what goes over the link is the caller's.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use proto::ids::RequestId;
@@ -38,6 +39,8 @@ pub(super) enum Whereabouts {
     Running(Running),
     /// In a group-stop.
     Listening(Running),
+    /// At the end of a call that home is asked about.
+    Asking(Stopped),
     /// Held for a freeze.
     Held(Stopped),
     /// Its tracee is in the hands of a function.
@@ -76,6 +79,8 @@ pub(super) struct Guest {
     pub(super) returns: Returns,
     pub(super) home_calls: u64,
     pub(super) numbers: Arc<HomeNumbers>,
+    /// Its root directory.
+    pub(super) root: OwnedFd,
 }
 
 impl Guest {
@@ -169,11 +174,7 @@ impl Guest {
                 }
             }
             Stop::Seccomp => Whereabouts::Running(stopped.cont_to_syscall(0)?),
-            Stop::Syscall => {
-                self.numbers
-                    .correct_result(&stopped.regs()?, &stopped.memory())?;
-                Whereabouts::Running(self.go_on(stopped, 0)?)
-            }
+            Stop::Syscall => self.on_result(stopped, peer)?,
             Stop::Exiting | Stop::Other(_) => Whereabouts::Running(self.go_on(stopped, 0)?),
         };
         if let Some(thread) = self.threads.get_mut(&tid) {
@@ -183,7 +184,7 @@ impl Guest {
     }
 
     /// Lets a thread run on, to be held in its next stop if all are to be held.
-    fn go_on(&self, stopped: Stopped, signal: i32) -> Result<Running, TraceeError> {
+    pub(super) fn go_on(&self, stopped: Stopped, signal: i32) -> Result<Running, TraceeError> {
         if self.freezing {
             stopped.interrupt()?;
         }

@@ -2,7 +2,8 @@
 //!
 //! * [`arrive`] — receives and builds it, [`cage`] — in namespaces of its own with [`mounts`].
 //! * [`host`] — the loop while it runs; [`guest`] — its threads; [`calls`] — its trapped calls, by
-//!   [`decide`] with [`fds`], [`paths`] and [`opens`]; [`signals`] — those forwarded by the deputy.
+//!   [`decide`] with [`fds`], [`named`], [`paths`] and [`opens`]; [`results`]: what a call has told
+//!   it of a file; [`signals`] — those forwarded by the deputy.
 //! * [`leave`] — sends it home; [`returns`] — how often that is tried.
 
 mod arrive;
@@ -14,8 +15,10 @@ mod guest;
 mod host;
 mod leave;
 mod mounts;
+mod named;
 mod opens;
 mod paths;
+mod results;
 mod returns;
 mod signals;
 

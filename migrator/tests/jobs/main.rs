@@ -1,5 +1,6 @@
 //! Real programs are moved between places on one machine, over socket pairs. Needs root.
 
+mod calls;
 mod faults;
 mod files;
 mod lab;
