@@ -11,6 +11,7 @@ use super::decide::{self, NewNumber, Trapped, Verdict};
 use super::guest::Guest;
 use super::opens::{self, View};
 use super::returns;
+use super::waits::{self, Wait};
 use crate::homecall::HomeCallError;
 use crate::homecall::gather::{Gathered, gather};
 use crate::keeper::Peer;
@@ -70,6 +71,10 @@ impl Guest {
             arch: notification.arch,
             args: notification.args,
         };
+        let wait = Wait::begun(&trapped, Instant::now());
+        if let Some(thread) = self.threads.get_mut(&notification.thread) {
+            thread.wait = wait;
+        }
         let ids = self.thread_ids();
         let known = decide::Guest {
             fds: &self.fds,
@@ -266,6 +271,7 @@ impl Guest {
         if reply.interrupted {
             // The restart code must not reach user space: the thread has to pass through its
             // kernel's signal handling, which an interrupt makes sure of.
+            let _ = waits::write_rest(&call.trapped, call.since.elapsed(), &Memory::of(call.tid));
             self.interrupt(call.tid);
             let code = match reply.result {
                 ERESTART_RESTARTBLOCK => ERESTARTNOHAND,

@@ -15,6 +15,7 @@ use super::calls::CallInProgress;
 use super::fds::FdTable;
 use super::returns::Returns;
 use super::signals::Forwarded;
+use super::waits::Wait;
 use crate::keeper::Peer;
 use crate::numbers::HomeNumbers;
 use crate::sys::ptrace::RawSiginfo;
@@ -31,6 +32,8 @@ pub(super) struct Thread {
     pub(super) call: Option<RequestId>,
     /// When it stops next, what a call has just told it is to be corrected.
     pub(super) result_due: bool,
+    /// How long the last call that was trapped waits, if it waits for at most so long.
+    pub(super) wait: Option<Wait>,
 }
 
 /// Where a thread is, as far as its tracer knows.

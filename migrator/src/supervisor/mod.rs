@@ -4,7 +4,7 @@
 //! * [`host`] — the loop while it runs; [`guest`] — its threads; [`calls`] — its trapped calls, by
 //!   [`decide`] with [`fds`], [`named`], [`paths`] and [`opens`]; [`results`]: what a call has told
 //!   it of a file; [`signals`] — those forwarded by the deputy.
-//! * [`leave`] — sends it home; [`returns`] — how often that is tried.
+//! * [`leave`] — sends it home; [`waits`] — how long its threads have waited; [`returns`] — how often that is tried.
 
 mod arrive;
 mod cage;
@@ -21,6 +21,7 @@ mod paths;
 mod results;
 mod returns;
 mod signals;
+mod waits;
 
 #[cfg(test)]
 mod decide_tests;

@@ -10,3 +10,4 @@ mod pipes;
 mod returns;
 mod signals;
 mod threads;
+mod waits;
