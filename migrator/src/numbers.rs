@@ -98,22 +98,22 @@ impl HomeNumbers {
     }
 
     /// Puts home's numbers into the result of a system call that has just been made: these are the
-    /// registers at its end.
+    /// registers at its end. Answers whether it told of a file of home.
     ///
     /// # Errors
     /// [`TraceeError::Died`]. Memory that another thread has unmapped meanwhile is no error.
-    pub fn correct_result(&self, regs: &Regs, memory: &Memory) -> Result<(), TraceeError> {
+    pub fn correct_result(&self, regs: &Regs, memory: &Memory) -> Result<bool, TraceeError> {
         let Some((place, layout)) = result_of(regs) else {
-            return Ok(());
+            return Ok(false);
         };
         let corrected = layout.read(place, memory).and_then(|(device, inode)| {
             match self.at_home(device, inode) {
-                Some(numbers) => layout.write(place, numbers, memory),
-                None => Ok(()),
+                Some(numbers) => layout.write(place, numbers, memory).map(|()| true),
+                None => Ok(false),
             }
         });
         match corrected {
-            Err(error) if !error.is_death() => Ok(()),
+            Err(error) if !error.is_death() => Ok(true),
             other => other,
         }
     }

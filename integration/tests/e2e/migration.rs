@@ -56,6 +56,11 @@ pub fn tests() -> Vec<Trial> {
             &[Need::Tool("python3")],
             led_home,
         )
+        .test(
+            "system_calls_answer_as_at_home",
+            &[Need::Tool("python3")],
+            calls,
+        )
         .test("a_guest_is_local_to_its_hosts_mfs", &[], guests_view)
         .test(
             "what_was_opened_in_mfs_stays_the_same_at_home",
@@ -130,6 +135,7 @@ const PROGRAMS: [(&str, &[Need], &str); 13] = [
 const PYTHON_PROGRAM: &str = include_str!("programs/program.py");
 const CHAIN_PROGRAM: &str = include_str!("programs/chain.py");
 const STRESS_PROGRAM: &str = include_str!("programs/stress.py");
+const CALLS_PROGRAM: &str = include_str!("../../../migrator/tests/jobs/calls.py");
 const SQL_PROGRAM: &str = include_str!("programs/program.sql");
 
 /// Puts the programs' inputs on n1, once.
@@ -374,6 +380,17 @@ fn stress(lab: &Lab) -> Result<()> {
         moves.into_iter().all(|moves| moves >= Some(3)),
         "too few moves: {text}"
     );
+    Ok(())
+}
+
+fn calls(lab: &Lab) -> Result<()> {
+    lab.put("n1", "/root/calls.py", CALLS_PROGRAM.as_bytes())?;
+    let command = "python3 /root/calls.py /root/calls 'omfs migrate' n2 n3";
+    let script = ["sh", "-c", command];
+    let result = output(&mut lab.command("n1", script)?, PROGRAM_TIMEOUT)?;
+    let text = String::from_utf8_lossy(&result.stdout);
+    let said = String::from_utf8_lossy(&result.stderr);
+    ensure!(result.status.success(), "{text}{said}");
     Ok(())
 }
 

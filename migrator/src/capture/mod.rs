@@ -8,7 +8,7 @@ pub mod eligibility;
 pub mod files;
 pub(crate) mod memory;
 pub mod pages;
-mod process;
+pub(crate) mod process;
 #[cfg(test)]
 mod tests;
 mod thread;

@@ -1,7 +1,7 @@
 //! State of the process as a whole.
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -126,11 +126,13 @@ pub(super) fn capture_state(
     let small = |name: &str| procfs::read_text(format!("/proc/{pid}/{name}")).map_err(gone);
     image.personality = u64::from_str_radix(small("personality")?.trim(), 16).unwrap_or(0);
     image.oom_score_adj = small("oom_score_adj")?.trim().parse().unwrap_or(0);
-    image.hostname = nix::unistd::gethostname()
-        .unwrap_or_default()
-        .as_bytes()
-        .to_vec();
+    image.hostname = hostname();
     Ok(())
+}
+
+/// This machine's name, as uname(2) tells it.
+pub(crate) fn hostname() -> Vec<u8> {
+    nix::unistd::gethostname().unwrap_or_default().into_vec()
 }
 
 fn credentials(status: &procfs::Status) -> CredentialsImage {

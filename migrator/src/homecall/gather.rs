@@ -155,13 +155,13 @@ impl Gatherer<'_> {
             Shape::MessageIn => self.message(holder, address, false),
             Shape::MessageOut => self.message(holder, address, true),
             Shape::Null => Err(HomeCallError::NotDescribed),
-            Shape::EmptyPath => {
-                let mut first = [1];
-                self.memory.read(address, &mut first)?;
-                if first != [0] {
-                    return Err(HomeCallError::NotDescribed);
-                }
-                self.plain(holder, address, Length::Bytes(1), Way::In)
+            Shape::Text => {
+                let mut text = self.memory.read_string(address)?;
+                text.push(0);
+                let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+                self.buffer(holder, length, Way::In);
+                self.payload.extend_from_slice(&text);
+                Ok(())
             }
             Shape::NullMask => {
                 self.set_arg(at, 0);

@@ -17,6 +17,9 @@ pub const CALL_BYTES_MAX: u32 = 1 << 20;
 /// Most elements of an array argument (poll, iovec, epoll).
 pub const ELEMENTS_MAX: u64 = 4096;
 
+/// Longest path, as everywhere in Linux.
+pub const PATH_BYTES_MAX: usize = 4096;
+
 /// Why a call cannot be made as a home call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HomeCallError {
@@ -44,6 +47,29 @@ pub trait Memory {
     /// # Errors
     /// [`HomeCallError::Fault`].
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), HomeCallError>;
+
+    /// Reads a string without its final zero byte; at most [`PATH_BYTES_MAX`] bytes of it.
+    ///
+    /// # Errors
+    /// [`HomeCallError::Fault`].
+    fn read_string(&self, address: u64) -> Result<Vec<u8>, HomeCallError> {
+        let mut string = Vec::new();
+        while string.len() < PATH_BYTES_MAX {
+            // Up to the end of the page: what follows may not be mapped.
+            let at = address.wrapping_add(string.len() as u64);
+            let room = usize::try_from(4096 - at % 4096).unwrap_or(4096).min(256);
+            let mut piece = vec![0; room];
+            self.read(at, &mut piece)?;
+            match piece.iter().position(|byte| *byte == 0) {
+                Some(end) => {
+                    string.extend(piece.into_iter().take(end));
+                    return Ok(string);
+                }
+                None => string.extend(piece),
+            }
+        }
+        Ok(string) // ENAMETOOLONG is the kernel's to say
+    }
 
     /// Reads a little-endian number of 8 bytes.
     ///

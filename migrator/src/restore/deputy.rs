@@ -98,7 +98,8 @@ pub fn rebuild_memory(frozen: &mut Frozen, image: &ProcessImage) -> Result<(), R
         .iter()
         .filter(|vma| !ranges.contains(&(vma.start, vma.end)));
     // Opening is cheap here, and the process may be at its limit of open files: one at a time.
-    let mut mapped = MappedFiles::default();
+    let mapped = MappedFiles::with_own_of(pid);
+    let mut mapped = mapped.map_err(|error| procfs::failed(pid, error))?;
     for vma in missing {
         space::map_vma(frozen, vma, &finder, &mut mapped)?;
         mapped.close(frozen)?;

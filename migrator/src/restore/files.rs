@@ -84,6 +84,9 @@ impl Finder {
         flags: i32,
     ) -> Result<io::Result<i32>, RestoreError> {
         let path = self.place(path);
+        if self.sources.is_none() && id.is_some_and(|id| is_another(frozen.pid(), &path, id)) {
+            return Ok(Err(io::Error::from_raw_os_error(libc::ESTALE)));
+        }
         let fd = match open(frozen, &path, flags) {
             Err(TraceeError::Call { error, .. }) => return Ok(Err(error)),
             other => other?,
@@ -111,6 +114,14 @@ impl Finder {
         let relative = path.strip_prefix(b"/").unwrap_or(path);
         sources.root.join(OsStr::from_bytes(relative))
     }
+}
+
+/// Whether another file has this name in a process' file system: opening that for a look would be
+/// no harm, but closing it would drop the process' locks on it.
+fn is_another(pid: i32, path: &Path, id: &FileIdImage) -> bool {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let seen = Path::new(&format!("/proc/{pid}/root")).join(relative);
+    file_id(&seen).is_ok_and(|found| !same_file(id, &found))
 }
 
 fn failed(path: &[u8], error: io::Error) -> RestoreError {
@@ -268,7 +279,24 @@ pub fn place_file(
     Ok(())
 }
 
-/// The same for a file that is found at this very path.
+/// Takes all free numbers below `number`, so that what is opened next gets that at once; answers
+/// which are to be closed afterwards. Closing these is no harm to any lock.
+///
+/// # Errors
+/// `Call` when there are too many open files.
+pub fn take_lower(frozen: &mut Frozen, number: i32) -> Result<Vec<i32>, TraceeError> {
+    let mut lower = Vec::new();
+    loop {
+        let fd = open(frozen, Path::new("/"), libc::O_PATH)?;
+        if fd >= number {
+            close(frozen, fd)?;
+            return Ok(lower);
+        }
+        lower.push(fd);
+    }
+}
+
+/// As [`place_file`], for a file that is found at this very path.
 ///
 /// # Errors
 /// `Call` with open's errno.

@@ -14,6 +14,7 @@ use super::depart::{START_LIMIT, park_threads, progress};
 use super::deputy::{Deputy, News};
 use super::sent::SentSignals;
 use super::{Place, Shim, Target, files};
+use crate::capture::process;
 use crate::control::{Command, Phase, RunState};
 use crate::keeper::transfer::{Ear, MoveError, runs_of, send_image};
 use crate::keeper::{Answers, Input, Peer};
@@ -209,6 +210,7 @@ impl Shim {
         for file in &mut image.files {
             file.opened_away = false;
         }
+        image.hostname = process::hostname();
         let peer = self.connect(target)?;
         send_image(&peer, &image)?;
         let mut ear = Ear::new(&self.inbox, &mut self.later);

@@ -14,7 +14,7 @@ use crate::image::{FileImage, FileKind, ProcessImage};
 use crate::keeper::transfer::MoveError;
 use crate::restore::files::{
     Finder, change_directory, close, duplicate, place_file, place_file_from, same_file, seek,
-    set_flags,
+    set_flags, take_lower,
 };
 use crate::tracee::Frozen;
 use crate::tracee::procfs::{self, Stat};
@@ -43,9 +43,11 @@ pub(super) fn reconcile(frozen: &mut Frozen, image: &ProcessImage) -> Result<(),
         let deputys = has.get(&file.number);
         deputys.filter(|deputys| !file.opened_away || same(file, deputys))
     };
+    let locks = has.values().any(|file| file.locked);
     for file in image.files.iter().filter(|file| !file.home) {
         match kept(file) {
             Some(deputys) => adjust(frozen, file, deputys)?,
+            None if locks => open_at_once(frozen, file, image)?,
             None => open(frozen, file, image)?,
         }
     }
@@ -81,6 +83,21 @@ fn adjust(frozen: &mut Frozen, file: &FileImage, deputys: &FileImage) -> Result<
             .map_err(failed)?;
     }
     Ok(())
+}
+
+/// As [`open`], without another number that has to be closed: that would drop the locks that the
+/// process has on the file (fcntl(2)).
+fn open_at_once(
+    frozen: &mut Frozen,
+    file: &FileImage,
+    image: &ProcessImage,
+) -> Result<(), MoveError> {
+    let lower = take_lower(frozen, file.number).map_err(|error| MoveError::process(&error))?;
+    let opened = open(frozen, file, image);
+    for number in lower {
+        close(frozen, number).map_err(|error| MoveError::process(&error))?;
+    }
+    opened
 }
 
 /// A file that the guest opened, or another number of one.

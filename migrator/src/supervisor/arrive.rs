@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 use proto::v1::job_message::What;
 use proto::v1::{Built, JobHello, ProcessImage};
@@ -104,7 +107,7 @@ fn start(
     image: &ProcessImage,
 ) -> Result<i32, MoveError> {
     let clocks = clock_offsets(image).map_err(|error| MoveError::process(&error))?;
-    let started = cage.start(image.pid, clocks);
+    let started = cage.start(image.pid, clocks, &image.hostname);
     let host_pid = started.map_err(|error| MoveError::process(&error))?;
     for cgroup in &config.cgroups {
         let joined = std::fs::write(cgroup.join("cgroup.procs"), host_pid.to_string());
@@ -169,6 +172,7 @@ fn dress(
         cantmove: true,
     })?;
     cage.seal().map_err(|error| MoveError::process(&error))?;
+    let root = root_of(builder.host_pid()).map_err(|error| MoveError::process(&error))?;
     let mut listener = None;
     let install = |frozen: &mut Frozen| {
         listener = Some(install_filter(frozen, &code)?);
@@ -192,7 +196,15 @@ fn dress(
         returns: Returns::default(),
         home_calls: 0,
         numbers,
+        root,
     })
+}
+
+/// Where the guest's absolute paths start; it cannot change that here.
+fn root_of(host_pid: i32) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = format!("/proc/{host_pid}/root");
+    open(Path::new(&root), flags, Mode::empty())
 }
 
 fn fd_table(image: &ProcessImage) -> FdTable {

@@ -10,6 +10,7 @@
 //! host cannot be reached.
 
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -88,15 +89,18 @@ impl Cage {
         }
     }
 
-    /// Starts the guest's first thread under its PID; answers its PID here. It waits in `pause`.
+    /// Starts the guest's first thread under its PID, on a machine of this name unless that is
+    /// empty; answers its PID here. It waits in `pause`.
     ///
     /// # Errors
-    /// The time namespace or the process could not be made.
-    pub fn start(&mut self, pid: i32, clocks: ClockOffsets) -> io::Result<i32> {
+    /// The time namespace or the process could not be made; the name is too long.
+    pub fn start(&mut self, pid: i32, clocks: ClockOffsets, hostname: &[u8]) -> io::Result<i32> {
         let mut request = vec![START];
         request.extend_from_slice(&pid.to_le_bytes());
         request.extend_from_slice(&clocks.monotonic_ns.to_le_bytes());
         request.extend_from_slice(&clocks.boottime_ns.to_le_bytes());
+        request.push(u8::try_from(hostname.len()).map_err(io::Error::other)?);
+        request.extend_from_slice(hostname);
         self.line.write_all(&request)?;
         self.answer()?;
         let child = self.child()?;
@@ -229,6 +233,13 @@ fn start_leader(line: &mut UnixStream) -> io::Result<()> {
         monotonic_ns: i64::from_le_bytes(monotonic),
         boottime_ns: i64::from_le_bytes(boottime),
     };
+    let mut length = [0];
+    line.read_exact(&mut length)?;
+    let mut hostname = vec![0; usize::from(length[0])];
+    line.read_exact(&mut hostname)?;
+    if !hostname.is_empty() {
+        nix::unistd::sethostname(std::ffi::OsStr::from_bytes(&hostname))?;
+    }
     enter_time_namespace(clocks)?;
     match clone3::fork(0, &[i32::from_le_bytes(pid)])? {
         Forked::Parent { .. } => Ok(()),

@@ -1,5 +1,6 @@
 //! Trapped calls of the guest: decided, sent home, answered.
 
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use proto::ids::RequestId;
@@ -8,12 +9,14 @@ use proto::v1::job_message::What;
 
 use super::decide::{self, NewNumber, Trapped, Verdict};
 use super::guest::Guest;
-use super::{opens, returns};
+use super::opens::{self, View};
+use super::returns;
+use super::waits::{self, Wait};
 use crate::homecall::HomeCallError;
 use crate::homecall::gather::{Gathered, gather};
 use crate::keeper::Peer;
 use crate::sys::seccomp::{Answer, Notification, NotificationId};
-use crate::syscalls;
+use crate::syscalls::{self, Class};
 use crate::tracee::{Memory, procfs};
 
 /// -ERESTARTSYS and -ERESTARTNOHAND, which only kernels and tracers see.
@@ -24,20 +27,21 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 /// A call that the deputy is carrying out.
 #[derive(Debug)]
 pub(super) struct CallInProgress {
-    tid: i32,
-    notification: NotificationId,
-    gathered: Gathered,
-    then: Then,
+    pub(super) tid: i32,
+    /// `None`: its thread stands at the end of the call, which it has made in vain.
+    pub(super) notification: Option<NotificationId>,
+    pub(super) gathered: Gathered,
+    pub(super) then: Then,
     /// The call as the guest made it, and how much of it is done: a large write goes in pieces.
-    trapped: Trapped,
-    done: u64,
+    pub(super) trapped: Trapped,
+    pub(super) done: u64,
     pub(super) since: Instant,
     pub(super) withdrawn: bool,
 }
 
 /// What follows on success.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Then {
+pub(super) enum Then {
     Answer,
     Continue,
     /// The descriptor is gone at home whatever close(2) said.
@@ -67,6 +71,10 @@ impl Guest {
             arch: notification.arch,
             args: notification.args,
         };
+        let wait = Wait::begun(&trapped, Instant::now());
+        if let Some(thread) = self.threads.get_mut(&notification.thread) {
+            thread.wait = wait;
+        }
         let ids = self.thread_ids();
         let known = decide::Guest {
             fds: &self.fds,
@@ -74,8 +82,11 @@ impl Guest {
         };
         let memory = Memory::of(notification.thread);
         match decide::decide(&trapped, known, &memory) {
-            Verdict::Continue if opens::leads_home(&trapped, &self.fds, &memory, self.host_pid) => {
-                self.go_home(notification)
+            Verdict::Continue if opens::leads_home(&trapped, self.view(&ids), &memory) => {
+                match syscalls::trapped_class(trapped.number) {
+                    Class::Home => self.send_home(notification, &trapped, Then::Answer, peer),
+                    _ => self.go_home(notification),
+                }
             }
             Verdict::Continue => {
                 self.correct_later(notification);
@@ -114,6 +125,18 @@ impl Guest {
                 }
                 None => self.go_home(notification),
             },
+        }
+    }
+
+    /// What it sees; `ids` are its threads'.
+    pub(super) fn view<'g>(&'g self, ids: &'g [i32]) -> View<'g> {
+        View {
+            guest: decide::Guest {
+                fds: &self.fds,
+                threads: ids,
+            },
+            host_pid: self.host_pid,
+            root: self.root.as_fd(),
         }
     }
 
@@ -180,7 +203,9 @@ impl Guest {
         let Some(id) = self.threads.get(&tid).map(|thread| thread.id) else {
             return self.answer(notification.id, Answer::Error(libc::ESRCH));
         };
-        let gathered = match gather(id, call.number, call.args, &Memory::of(tid)) {
+        let (ids, memory) = (self.thread_ids(), Memory::of(tid));
+        let (made, memory) = self.view(&ids).as_home_makes_it(call, &memory);
+        let gathered = match gather(id, made.number, made.args, &memory) {
             Ok(gathered) => gathered,
             Err(HomeCallError::NotDescribed) => return self.go_home(notification),
             Err(HomeCallError::Fault) => {
@@ -198,7 +223,7 @@ impl Guest {
         }
         let call = CallInProgress {
             tid,
-            notification: notification.id,
+            notification: Some(notification.id),
             gathered,
             then,
             trapped: *call,
@@ -235,22 +260,27 @@ impl Guest {
         if let Some(thread) = self.threads.get_mut(&call.tid) {
             thread.call = None;
         }
+        let Some(notification) = call.notification else {
+            self.told(&call, reply, payload);
+            return Ok(());
+        };
         if reply.interrupted && call.done > 0 {
             // As write(2) itself does when it is interrupted after some bytes.
-            return self.answer(call.notification, Answer::Value(call.written(0)));
+            return self.answer(notification, Answer::Value(call.written(0)));
         }
         if reply.interrupted {
             // The restart code must not reach user space: the thread has to pass through its
             // kernel's signal handling, which an interrupt makes sure of.
+            let _ = waits::write_rest(&call.trapped, call.since.elapsed(), &Memory::of(call.tid));
             self.interrupt(call.tid);
             let code = match reply.result {
                 ERESTART_RESTARTBLOCK => ERESTARTNOHAND,
                 code @ -515..=-512 => i32::try_from(-code).unwrap_or(ERESTARTSYS),
                 _ => ERESTARTSYS,
             };
-            return self.answer(call.notification, Answer::Error(code));
+            return self.answer(notification, Answer::Error(code));
         }
-        if !self.listener.is_valid(call.notification) {
+        if !self.listener.is_valid(notification) {
             return Ok(()); // its thread was killed
         }
         let call = match self.next_piece(call, reply.result, peer)? {
@@ -274,7 +304,7 @@ impl Guest {
             _ if failed => Answer::Error(i32::try_from(-reply.result).unwrap_or(libc::EIO)),
             _ => Answer::Value(reply.result),
         };
-        self.answer(call.notification, answer)
+        self.answer(notification, answer)
     }
 
     /// Sends the next piece of a large write; gives the call back if there is none.

@@ -2,6 +2,7 @@
 //! the guest's memory.
 
 use super::fds::{FdKind, FdTable, fd_argument};
+use super::named::{Named, named, names};
 use super::paths;
 use crate::homecall::{ELEMENTS_MAX, HomeCallError, Memory};
 use crate::syscalls::filter::ARCH_X86_64;
@@ -225,8 +226,6 @@ fn look(call: &Trapped, guest: Guest<'_>, memory: &dyn Memory) -> Decision {
         }
     };
     Ok(match i64::from(call.number) {
-        libc::SYS_open | libc::SYS_creat => opening(first, memory)?,
-        libc::SYS_openat | libc::SYS_openat2 => opening(second, memory)?,
         libc::SYS_fcntl => fcntl(call, guest.fds),
         libc::SYS_poll | libc::SYS_ppoll => waiting(guest.fds, &polled(first, second, memory)?),
         libc::SYS_select | libc::SYS_pselect6 => waiting(guest.fds, &selected(&call.args, memory)?),
@@ -246,14 +245,18 @@ fn look(call: &Trapped, guest: Guest<'_>, memory: &dyn Memory) -> Decision {
         | libc::SYS_sched_getattr
         | libc::SYS_sched_rr_get_interval => home_unless(own(first)),
         libc::SYS_prctl => prctl(first),
+        _ if names(call.number) => naming(call, guest, memory)?,
         _ => of_class(trapped_class(call.number)),
     })
 }
 
-fn opening(address: u64, memory: &dyn Memory) -> Decision {
-    let path = paths::read(address, memory)?;
-    Ok(if paths::means_home(&path) {
-        Verdict::Return
+/// A path that says by itself, or by its directory, that it is home's.
+fn naming(call: &Trapped, guest: Guest<'_>, memory: &dyn Memory) -> Decision {
+    let opens = paths::opens(call.number);
+    let is_home =
+        |one: &Named| one.starts_at_home(guest) || paths::is_home(&one.path, opens, guest);
+    Ok(if named(call, memory)?.iter().any(is_home) {
+        of_class(trapped_class(call.number))
     } else {
         Verdict::Continue
     })

@@ -4,6 +4,7 @@
 //! and ends. What it does with them is here; what goes over the link is the caller's.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use proto::ids::RequestId;
@@ -14,6 +15,7 @@ use super::calls::CallInProgress;
 use super::fds::FdTable;
 use super::returns::Returns;
 use super::signals::{Forwarded, waits_already};
+use super::waits::Wait;
 use crate::keeper::Peer;
 use crate::numbers::HomeNumbers;
 use crate::sys::ptrace::RawSiginfo;
@@ -30,6 +32,8 @@ pub(super) struct Thread {
     pub(super) call: Option<RequestId>,
     /// When it stops next, what a call has just told it is to be corrected.
     pub(super) result_due: bool,
+    /// How long the last call that was trapped waits, if it waits for at most so long.
+    pub(super) wait: Option<Wait>,
 }
 
 /// Where a thread is, as far as its tracer knows.
@@ -38,6 +42,8 @@ pub(super) enum Whereabouts {
     Running(Running),
     /// In a group-stop.
     Listening(Running),
+    /// At the end of a call that home is asked about.
+    Asking(Stopped),
     /// Held for a freeze.
     Held(Stopped),
     /// Its tracee is in the hands of a function.
@@ -76,6 +82,8 @@ pub(super) struct Guest {
     pub(super) returns: Returns,
     pub(super) home_calls: u64,
     pub(super) numbers: Arc<HomeNumbers>,
+    /// Its root directory.
+    pub(super) root: OwnedFd,
 }
 
 impl Guest {
@@ -169,11 +177,7 @@ impl Guest {
                 }
             }
             Stop::Seccomp => Whereabouts::Running(stopped.cont_to_syscall(0)?),
-            Stop::Syscall => {
-                self.numbers
-                    .correct_result(&stopped.regs()?, &stopped.memory())?;
-                Whereabouts::Running(self.go_on(stopped, 0)?)
-            }
+            Stop::Syscall => self.on_result(stopped, peer)?,
             Stop::Exiting | Stop::Other(_) => Whereabouts::Running(self.go_on(stopped, 0)?),
         };
         if let Some(thread) = self.threads.get_mut(&tid) {
@@ -183,7 +187,7 @@ impl Guest {
     }
 
     /// Lets a thread run on, to be held in its next stop if all are to be held.
-    fn go_on(&self, stopped: Stopped, signal: i32) -> Result<Running, TraceeError> {
+    pub(super) fn go_on(&self, stopped: Stopped, signal: i32) -> Result<Running, TraceeError> {
         if self.freezing {
             stopped.interrupt()?;
         }

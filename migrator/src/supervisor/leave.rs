@@ -172,6 +172,13 @@ impl Guest {
         for id in mapped.chain(open).chain(others.into_iter().flatten()) {
             self.numbers.translate(id);
         }
+        let now = Instant::now();
+        for thread in &mut image.threads {
+            let known = self.threads.get(&thread.host_tid);
+            if let Some(wait) = known.and_then(|known| known.wait) {
+                wait.shorten(thread, now);
+            }
+        }
         for file in &mut image.files {
             let kind = self.fds.kind(u64::from(file.number.cast_unsigned()));
             file.home = kind == FdKind::Home;
@@ -194,6 +201,7 @@ impl Guest {
                 at: Whereabouts::Elsewhere,
                 call: None,
                 result_due: false,
+                wait: None,
             };
             self.threads.insert(running.tid(), thread);
             self.goes_on(running);

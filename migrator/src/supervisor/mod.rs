@@ -2,8 +2,9 @@
 //!
 //! * [`arrive`] — receives and builds it, [`cage`] — in namespaces of its own with [`mounts`].
 //! * [`host`] — the loop while it runs; [`guest`] — its threads; [`calls`] — its trapped calls, by
-//!   [`decide`] with [`fds`], [`paths`] and [`opens`]; [`signals`] — those forwarded by the deputy.
-//! * [`leave`] — sends it home; [`returns`] — how often that is tried.
+//!   [`decide`] with [`fds`], [`named`], [`paths`] and [`opens`]; [`results`]: what a call has told
+//!   it of a file; [`signals`] — those forwarded by the deputy.
+//! * [`leave`] — sends it home; [`waits`] — how long its threads have waited; [`returns`] — how often that is tried.
 
 mod arrive;
 mod cage;
@@ -14,10 +15,13 @@ mod guest;
 mod host;
 mod leave;
 mod mounts;
+mod named;
 mod opens;
 mod paths;
+mod results;
 mod returns;
 mod signals;
+mod waits;
 
 #[cfg(test)]
 mod decide_tests;

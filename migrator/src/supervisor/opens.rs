@@ -1,95 +1,136 @@
-//! Where an open at the host leads that does not name home: through links, or from a directory.
+//! Where a path at the host leads that does not name home: through links, or from a directory.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlinkat};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 
-use super::decide::Trapped;
-use super::fds::{FdKind, FdTable, fd_argument};
+use super::decide::{Guest, Trapped};
+use super::named::{Named, named};
 use super::paths;
-use crate::homecall::Memory;
+use crate::homecall::{HomeCallError, Memory};
 
 /// As many links as the kernel follows (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
 /// Where a guest has its host's view of all nodes.
 const MFS: &str = "/mfs";
+/// Where a path lies that was made absolute: no process has memory there.
+const PATH_PLACE: u64 = 1 << 63;
 
-/// What a call is to open.
-struct Opening {
-    /// `None`: the working directory.
-    directory: Option<i32>,
-    path: PathBuf,
-    follows: bool,
+/// What a guest sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'g> {
+    pub(super) guest: Guest<'g>,
+    /// Its PID here.
+    pub(super) host_pid: i32,
+    /// Its root directory.
+    pub(super) root: BorrowedFd<'g>,
 }
 
-impl Opening {
-    /// `None` for other calls, and for a path that cannot be read: the kernel here says so.
-    fn of(call: &Trapped, memory: &dyn Memory) -> Option<Self> {
-        let [first, second, third, ..] = call.args;
-        let (directory, address, flags) = match i64::from(call.number) {
-            libc::SYS_open => (libc::AT_FDCWD, first, fd_argument(second)),
-            libc::SYS_creat => (libc::AT_FDCWD, first, 0),
-            libc::SYS_openat => (fd_argument(first), second, fd_argument(third)),
-            libc::SYS_openat2 => {
-                let flags = fd_argument(memory.read_u64(third).ok()?);
-                (fd_argument(first), second, flags)
-            }
-            _ => return None,
+/// Whether a call names what is home's: something in its /proc or /sys, a terminal; or opens
+/// what is there, a FIFO or a device.
+pub(super) fn leads_home(call: &Trapped, view: View<'_>, memory: &dyn Memory) -> bool {
+    let opens = paths::opens(call.number);
+    let named = named(call, memory).unwrap_or_default(); // the kernel here says what is wrong
+    named.iter().any(|one| view.leads_home(one, opens))
+}
+
+impl View<'_> {
+    fn leads_home(&self, one: &Named, opens: bool) -> bool {
+        if one.starts_at_home(self.guest) {
+            return true;
+        }
+        let Some(path) = self.absolute(one) else {
+            return false;
         };
-        Some(Self {
-            directory: (directory != libc::AT_FDCWD).then_some(directory),
-            path: paths::read(address, memory).ok()?,
-            follows: flags & libc::O_NOFOLLOW == 0,
-        })
+        let is_home = |path: &Path| paths::is_home(path, opens, self.guest);
+        if paths::means_home(&path) {
+            return is_home(&path);
+        }
+        if path.starts_with(MFS) && !opens {
+            return false;
+        }
+        let search = Search {
+            root: self.root,
+            is_home: &is_home,
+            opens,
+        };
+        search.ends_at_home(&path, one.follows)
     }
 
-    /// The path from the guest's root.
-    fn absolute(&self, host_pid: i32) -> Option<PathBuf> {
-        if self.path.is_absolute() {
-            return Some(self.path.clone());
+    /// A path from the guest's root; `None` if it names the directory itself, which is no path.
+    fn absolute(&self, one: &Named) -> Option<PathBuf> {
+        if one.path.is_absolute() {
+            return Some(one.path.clone());
         }
-        let base = match self.directory {
+        let host_pid = self.host_pid;
+        let base = match one.directory {
             Some(number) => format!("/proc/{host_pid}/fd/{number}"),
             None => format!("/proc/{host_pid}/cwd"),
         };
-        Some(std::fs::read_link(base).ok()?.join(&self.path))
+        if one.path.as_os_str().is_empty() {
+            return None;
+        }
+        Some(std::fs::read_link(base).ok()?.join(&one.path))
+    }
+
+    /// A call as home has to make it: its own working directory is another.
+    pub(super) fn as_home_makes_it<'m>(
+        &self,
+        call: &Trapped,
+        memory: &'m dyn Memory,
+    ) -> (Trapped, Renamed<'m>) {
+        let (mut call, mut path) = (*call, None);
+        let named = named(&call, memory).unwrap_or_default();
+        let relative = named
+            .iter()
+            .find(|one| one.path.is_relative() && !one.starts_at_home(self.guest));
+        if let Some(one) = relative
+            && let Some(absolute) = self.absolute(one)
+            && let Some(argument) = call.args.get_mut(usize::from(one.argument))
+        {
+            *argument = PATH_PLACE;
+            path = Some(absolute.into_os_string().into_vec());
+        }
+        (call, Renamed { memory, path })
     }
 }
 
-/// Whether a call opens what is home's: something in its /proc or /sys, a FIFO, a device.
-pub(super) fn leads_home(
-    call: &Trapped,
-    fds: &FdTable,
-    memory: &dyn Memory,
-    host_pid: i32,
-) -> bool {
-    let Some(opening) = Opening::of(call, memory) else {
-        return false;
-    };
-    let is_home = |fd: i32| fds.kind(u64::from(fd.cast_unsigned())) == FdKind::Home;
-    if opening.path.is_relative() && opening.directory.is_some_and(is_home) {
-        return true;
-    }
-    let Some(path) = opening.absolute(host_pid) else {
-        return false;
-    };
-    if paths::means_home(&path) {
-        return true;
-    }
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = format!("/proc/{host_pid}/root");
-    let Ok(root) = open(Path::new(&root), flags, Mode::empty()) else {
-        return false;
-    };
-    ends_at_home(&root, &path, opening.follows)
+/// A guest's memory, and a path beyond it.
+pub(super) struct Renamed<'m> {
+    memory: &'m dyn Memory,
+    path: Option<Vec<u8>>,
 }
 
-/// As seen from a root directory; what does not exist is not home's, unless a link says so.
-fn ends_at_home(root: &OwnedFd, path: &Path, follows: bool) -> bool {
-    let find = |path: &Path, follows: bool| {
+impl Memory for Renamed<'_> {
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), HomeCallError> {
+        self.memory.read(address, into)
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), HomeCallError> {
+        self.memory.write(address, bytes)
+    }
+
+    fn read_string(&self, address: u64) -> Result<Vec<u8>, HomeCallError> {
+        match &self.path {
+            Some(path) if address == PATH_PLACE => Ok(path.clone()),
+            _ => self.memory.read_string(address),
+        }
+    }
+}
+
+/// How it is found out where a path leads.
+struct Search<'s> {
+    root: BorrowedFd<'s>,
+    is_home: &'s dyn Fn(&Path) -> bool,
+    opens: bool,
+}
+
+impl Search<'_> {
+    fn find(&self, path: &Path, follows: bool) -> nix::Result<OwnedFd> {
         let last = if follows {
             OFlag::empty()
         } else {
@@ -98,29 +139,39 @@ fn ends_at_home(root: &OwnedFd, path: &Path, follows: bool) -> bool {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | last)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT);
-        openat2(root, path, how)
-    };
-    match find(path, follows) {
-        // No device can be opened there, neither here nor at home, and `here` is this node.
-        Ok(found) if path.starts_with(MFS) => is_fifo(&found),
-        Ok(found) => is_homes(&found),
-        Err(_) if !follows => false,
-        // The guest's /proc has nothing for others, nor its /dev all of home's.
-        Err(_) => {
-            let mut path = path.to_owned();
-            for _ in 0..LINKS_MAX {
-                let link = find(&path, false);
-                let Ok(target) = link.and_then(|link| readlinkat(&link, "")) else {
-                    return false;
-                };
-                let directory = path.parent().unwrap_or(Path::new("/"));
-                path = directory.join(Path::new(&target));
-                if paths::means_home(&path) {
-                    return true;
-                }
-            }
-            false
+        openat2(self.root, path, how)
+    }
+
+    fn ends_at_home(&self, path: &Path, follows: bool) -> bool {
+        match self.find(path, follows) {
+            // No device can be opened there, neither here nor at home, and `here` is this node.
+            Ok(found) if path.starts_with(MFS) => is_fifo(&found),
+            Ok(found) => is_in_kernel(&found) || self.opens && is_homes(&found),
+            Err(_) => self.passes_home(path, follows),
         }
+    }
+
+    /// Of a path that leads nowhere here: the guest's /proc has nothing for others, nor its /dev
+    /// all of home's. What does not exist is not home's, unless a link on the way says so.
+    fn passes_home(&self, path: &Path, follows: bool) -> bool {
+        let (mut path, mut follows) = (path.to_owned(), follows);
+        for _ in 0..LINKS_MAX {
+            let Some(parent) = path.parent().map(Path::to_owned) else {
+                return false;
+            };
+            let link = follows.then(|| self.find(&path, false).ok()).flatten();
+            match link.and_then(|link| readlinkat(&link, "").ok()) {
+                Some(target) => path = parent.join(Path::new(&target)),
+                None => match self.find(&parent, true) {
+                    Ok(parent) => return is_in_kernel(&parent),
+                    Err(_) => (path, follows) = (parent, true),
+                },
+            }
+            if (self.is_home)(&path) {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -133,11 +184,14 @@ fn is_homes(found: &OwnedFd) -> bool {
     match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
         SFlag::S_IFIFO | SFlag::S_IFBLK => true,
         SFlag::S_IFCHR => !is_local_device(stat.st_rdev),
-        SFlag::S_IFREG | SFlag::S_IFDIR => fstatfs(found).is_ok_and(|statfs| {
-            [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&statfs.filesystem_type())
-        }),
         _ => false,
     }
+}
+
+/// A window into the kernel here.
+fn is_in_kernel(found: &OwnedFd) -> bool {
+    let windows = [PROC_SUPER_MAGIC, SYSFS_MAGIC];
+    fstatfs(found).is_ok_and(|statfs| windows.contains(&statfs.filesystem_type()))
 }
 
 /// null, zero, full, random, urandom: the host's own (Documentation/admin-guide/devices.txt).
@@ -147,6 +201,11 @@ fn is_local_device(device: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::sys::stat::Mode;
+
+    use super::super::fds::{FdKind, FdTable};
     use super::*;
 
     type TestResult = Result<(), Box<dyn std::error::Error>>;
@@ -163,39 +222,99 @@ mod tests {
             ("/proc/self/status", "to-proc"),
             ("/proc/4194305/status", "to-nobody"),
             ("to-nobody", "to-that"),
+            ("/proc/4194305", "to-4194305"),
             ("/dev/null", "to-null"),
             ("/absent", "to-nothing"),
         ] {
             std::os::unix::fs::symlink(target, at(name))?;
         }
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        let root = open("/", flags, Mode::empty())?;
-        let leads = |name: &str| ends_at_home(&root, &at(name), true);
+        let root = root()?;
+        let search = |opens| Search {
+            root: root.as_fd(),
+            is_home: &paths::means_home,
+            opens,
+        };
+        let leads = |name: &str| search(true).ends_at_home(&at(name), true);
         for name in ["fifo", "to-fifo", "to-proc", "to-nobody", "to-that"] {
             assert!(leads(name), "{name}");
         }
         for name in ["file", "to-file", "to-null", "to-nothing", "absent"] {
             assert!(!leads(name), "{name}");
         }
-        assert!(!ends_at_home(&root, &at("to-fifo"), false));
+        assert!(!search(true).ends_at_home(&at("to-fifo"), false));
+        let asks = |name: &str| search(false).ends_at_home(&at(name), true);
+        for name in ["to-proc", "to-nobody", "to-that", "to-4194305/status"] {
+            assert!(asks(name), "{name}");
+        }
+        for name in [
+            "fifo",
+            "to-fifo",
+            "file",
+            "to-nothing",
+            "absent/file",
+            "file/below",
+        ] {
+            assert!(!asks(name), "{name}");
+        }
+        Ok(())
+    }
+
+    fn root() -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        nix::fcntl::open("/", flags, Mode::empty())
+    }
+
+    #[test]
+    fn a_relative_path_starts_at_its_directory() -> TestResult {
+        let (root, fds) = (root()?, FdTable::new([(0, FdKind::Home)]));
+        let view = View {
+            guest: Guest {
+                fds: &fds,
+                threads: &[1],
+            },
+            host_pid: std::process::id().cast_signed(),
+            root: root.as_fd(),
+        };
+        let named = |directory, path: &str| Named {
+            directory,
+            path: path.into(),
+            argument: 0,
+            follows: true,
+        };
+        let absolute = view.absolute(&named(None, "tty"));
+        assert_eq!(absolute, Some(std::env::current_dir()?.join("tty")));
+        assert_eq!(view.absolute(&named(Some(-1), "tty")), None);
+        let absolute = view.absolute(&named(Some(-1), "/dev/tty"));
+        assert_eq!(absolute, Some("/dev/tty".into()));
+        assert!(view.leads_home(&named(Some(0), "tty"), false));
+        assert!(!view.leads_home(&named(Some(0), "/tmp"), false));
+        assert!(!view.leads_home(&named(Some(-1), ""), false));
         Ok(())
     }
 
     #[test]
-    fn a_relative_path_starts_at_its_directory() {
-        let opening = |directory, path: &str| Opening {
-            directory,
-            path: path.into(),
-            follows: true,
+    fn home_is_told_the_whole_path() -> TestResult {
+        let (root, fds) = (root()?, FdTable::default());
+        let view = View {
+            guest: Guest {
+                fds: &fds,
+                threads: &[1],
+            },
+            host_pid: std::process::id().cast_signed(),
+            root: root.as_fd(),
         };
-        let pid = std::process::id().cast_signed();
-        let absolute = opening(None, "tty").absolute(pid);
-        assert_eq!(
-            absolute,
-            std::env::current_dir().ok().map(|d| d.join("tty"))
-        );
-        assert_eq!(opening(Some(-1), "tty").absolute(pid), None);
-        let absolute = opening(Some(-1), "/dev/tty").absolute(pid);
-        assert_eq!(absolute, Some("/dev/tty".into()));
+        let own = crate::tracee::Memory::of(std::process::id().cast_signed());
+        let path = c"some/tty".as_ptr().expose_provenance() as u64;
+        let call = Trapped {
+            number: u32::try_from(libc::SYS_access)?,
+            arch: 0,
+            args: [path, 4, 0, 0, 0, 0],
+        };
+        let (call, memory) = view.as_home_makes_it(&call, &own);
+        let gathered = crate::homecall::gather::gather(1, call.number, call.args, &memory)?;
+        let wanted = std::env::current_dir()?.join("some/tty");
+        let text = [wanted.into_os_string().into_vec(), vec![0]].concat();
+        assert_eq!(gathered.payload, text);
+        Ok(())
     }
 }

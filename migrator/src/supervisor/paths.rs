@@ -5,10 +5,10 @@ use std::path::{Component, Path, PathBuf};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use super::decide::Guest;
+use super::fds::FdKind;
 use crate::homecall::{HomeCallError, Memory};
 
-/// Longest path, as everywhere in Linux.
-const PATH_BYTES_MAX: usize = 4096;
 /// Devices that are the same everywhere.
 const LOCAL_DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 /// Files that are links to /proc.
@@ -19,25 +19,11 @@ const LINKS: [&str; 1] = ["/etc/mtab"];
 /// # Errors
 /// [`HomeCallError::Fault`].
 pub fn read(address: u64, memory: &dyn Memory) -> Result<PathBuf, HomeCallError> {
-    let mut path = Vec::new();
-    while path.len() < PATH_BYTES_MAX {
-        // Up to the end of the page: what follows may not be mapped.
-        let at = address.wrapping_add(path.len() as u64);
-        let room = usize::try_from(4096 - at % 4096).unwrap_or(4096).min(256);
-        let mut piece = vec![0; room];
-        memory.read(at, &mut piece)?;
-        match piece.iter().position(|byte| *byte == 0) {
-            Some(end) => {
-                path.extend(piece.into_iter().take(end));
-                return Ok(OsString::from_vec(path).into());
-            }
-            None => path.extend(piece),
-        }
-    }
-    Ok(OsString::from_vec(path).into()) // ENAMETOOLONG is the kernel's to say
+    let path = memory.read_string(address)?;
+    Ok(OsString::from_vec(path).into())
 }
 
-/// Whether opening this path has to happen at home.
+/// Whether what is under this path is home's, wherever the process is.
 #[must_use]
 pub fn means_home(path: &Path) -> bool {
     if !path.is_absolute() {
@@ -53,8 +39,58 @@ pub fn means_home(path: &Path) -> bool {
         Some("proc" | "sys") => true,
         Some("dev") => match parts.next().and_then(|part| part.to_str()) {
             Some(name) => name != "shm" && !LOCAL_DEVICES.contains(&name),
-            None => false,
+            None => true,
         },
+        _ => false,
+    }
+}
+
+/// Whether a call of this number opens what it names.
+#[must_use]
+pub fn opens(number: u32) -> bool {
+    matches!(
+        i64::from(number),
+        libc::SYS_open | libc::SYS_creat | libc::SYS_openat | libc::SYS_openat2
+    )
+}
+
+/// Whether a call goes home for this path. What is opened is home's in any case: it may be what
+/// the process sees of itself.
+#[must_use]
+pub fn is_home(path: &Path, opens: bool, guest: Guest<'_>) -> bool {
+    means_home(path) && (opens || !is_the_guests_own(path, guest))
+}
+
+/// Whether a path that means home leads to what only the guest's own kernel can tell: a file that
+/// the process has opened here, its working directory, its memory.
+#[must_use]
+pub fn is_the_guests_own(path: &Path, guest: Guest<'_>) -> bool {
+    let plain = normal(path);
+    let parts: Vec<&str> = plain
+        .iter()
+        .skip(1)
+        .filter_map(|part| part.to_str())
+        .collect();
+    let opened_here = |number: &str| {
+        let number = number.parse::<u32>();
+        number.is_ok_and(|number| guest.fds.kind(number.into()) == FdKind::Local)
+    };
+    let itself = |name: &str| {
+        let id = |name: &str| name.parse().is_ok_and(|id| guest.threads.contains(&id));
+        matches!(name, "self" | "thread-self") || id(name)
+    };
+    let inside = match parts.as_slice() {
+        ["proc", name, "task", _, inside @ ..] if itself(name) => inside,
+        ["proc", name, inside @ ..] if itself(name) => inside,
+        ["dev", "fd", number, ..] => return opened_here(number),
+        ["dev", "stdin"] => return opened_here("0"),
+        ["dev", "stdout"] => return opened_here("1"),
+        ["dev", "stderr"] => return opened_here("2"),
+        _ => return false,
+    };
+    match inside {
+        ["fd" | "fdinfo", number, ..] => opened_here(number),
+        ["cwd" | "root" | "map_files", ..] => true,
         _ => false,
     }
 }
@@ -76,6 +112,7 @@ fn normal(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fds::FdTable;
     use super::*;
 
     #[test]
@@ -88,6 +125,7 @@ mod tests {
             "/dev/tty",
             "/dev/pts/0",
             "/dev/../dev/stdin",
+            "/dev",
             "/etc/mtab",
         ] {
             assert!(means_home(Path::new(home)), "{home}");
@@ -95,7 +133,6 @@ mod tests {
         for file in [
             "/dev/null",
             "/dev/shm/x",
-            "/dev",
             "/procfs",
             "/home/proc/x",
             "proc",
@@ -103,6 +140,31 @@ mod tests {
             "/",
         ] {
             assert!(!means_home(Path::new(file)), "{file}");
+        }
+    }
+
+    #[test]
+    fn what_the_guest_has_opened_is_its_own() {
+        let fds = FdTable::new([(0, FdKind::Home), (3, FdKind::Shared)]);
+        let guest = Guest {
+            fds: &fds,
+            threads: &[100, 101],
+        };
+        for (path, own) in [
+            ("/proc/self/fd/5", true),
+            ("/proc/self/fd/0", false),
+            ("/proc/self/fd/3", false),
+            ("/proc/100/fd/5/below", true),
+            ("/proc/100/task/101/fdinfo/5", true),
+            ("/proc/thread-self/cwd", true),
+            ("/proc/102/cwd", false),
+            ("/proc/self", false),
+            ("/proc/self/exe", false),
+            ("/dev/fd/7", true),
+            ("/dev/stdin", false),
+            ("/dev/tty", false),
+        ] {
+            assert_eq!(is_the_guests_own(Path::new(path), guest), own, "{path}");
         }
     }
 }

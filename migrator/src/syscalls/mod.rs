@@ -113,9 +113,9 @@ const fn local(number: u32, name: &'static str) -> Row {
     make(number, name, Class::Local, When::Never, Class::Local)
 }
 
-/// Runs at the host, and its result is corrected.
+/// Runs at the host, and its result is corrected, or home asked where only home can tell.
 const fn corrected(number: u32, name: &'static str) -> Row {
-    make(number, name, Class::Local, When::Corrected, Class::Local)
+    make(number, name, Class::Local, When::Corrected, Class::Home)
 }
 
 /// The same unless one of these arguments is a home descriptor.
