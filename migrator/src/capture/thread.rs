@@ -29,14 +29,12 @@ fn capture_one(frozen: &mut Frozen, index: usize) -> Result<ThreadImage, Capture
     let rseq = thread.stopped.rseq()?;
     let (robust_list, robust_list_bytes) = sched::robust_list(tid)
         .map_err(|error| TraceeError::request("get_robust_list", tid, error))?;
-    let pending = thread.stopped.pending_signals(false)?;
     let mut image = ThreadImage {
         tid: inner_id(&status, tid),
         host_tid: tid,
         regs: registers::to_list(&thread.regs),
         xstate: thread.stopped.xstate()?,
         blocked_signals: thread.sigmask,
-        pending_signals: pending.iter().map(|info| info.0.to_vec()).collect(),
         rseq: (rseq.pointer != 0).then_some(RseqImage {
             address: rseq.pointer,
             bytes: rseq.size_bytes,
@@ -50,6 +48,13 @@ fn capture_one(frozen: &mut Frozen, index: usize) -> Result<ThreadImage, Capture
         ..ThreadImage::default()
     };
     ask_kernel(frozen, index, &mut image)?;
+    // Afterwards, since a SIGTRAP that waited has been taken by then.
+    let thread = frozen
+        .threads
+        .get(index)
+        .ok_or(TraceeError::Died { tid: pid })?;
+    let pending = thread.stopped.pending_signals(false)?;
+    image.pending_signals = pending.iter().map(|info| info.0.to_vec()).collect();
     Ok(image)
 }
 

@@ -148,7 +148,7 @@ impl Stopped {
                 let what = format!("signal {signal} amid injected calls");
                 return Err(TraceeError::Unexpected { tid, what });
             }
-            signals.push(SignalSeen { tid, info });
+            signals.push(SignalSeen::at_delivery(tid, info));
         }
     }
 }
