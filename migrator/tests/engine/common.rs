@@ -43,6 +43,19 @@ impl Job {
     pub fn pid(&self) -> i32 {
         self.0.id() as i32
     }
+
+    /// Waits until it has made its threads: those that are made away are no thread of the deputy's,
+    /// and whoever waits for them at home waits for ever.
+    pub fn await_threads(&self, count: usize) -> TestResult {
+        let deadline = Instant::now() + LIMIT;
+        while procfs::threads(self.pid())?.len() < count {
+            if Instant::now() > deadline {
+                return Err(format!("less than {count} threads").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Job {
@@ -193,6 +206,13 @@ impl Away {
                 Err(error) if error.is_death() => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+        let known = |tid: &i32| all.iter().any(|stopped| stopped.tid() == *tid);
+        if let Some(tid) = procfs::threads(self.host_pid)?
+            .iter()
+            .find(|tid| !known(tid))
+        {
+            return Err(format!("thread {tid} was made away and cannot come home").into());
         }
         Ok(Frozen::adopt(self.host_pid, all, Some(self.stub))?)
     }

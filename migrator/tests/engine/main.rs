@@ -120,6 +120,7 @@ fn threads_moved_out_and_home_twenty_times_notice_nothing() -> TestResult {
             .stdout(File::create(&output)?)
             .stderr(File::create(directory.path().join("errors"))?),
     )?;
+    job.await_threads(5)?;
     thread::sleep(Duration::from_millis(100));
     for round in 0..20 {
         let mut away = Away::start(job.pid())?;
@@ -155,6 +156,7 @@ fn signals_sent_all_the_time_arrive_once_each() -> TestResult {
             .stdout(File::create(&output)?)
             .stderr(File::create(&errors)?),
     )?;
+    job.await_threads(2)?;
     thread::sleep(Duration::from_millis(50));
     for round in 0..20 {
         let mut away = Away::start(job.pid())?;

@@ -4,12 +4,15 @@ use std::error::Error;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use migrator::sys::clone3::{self, Forked};
 use migrator::sys::pidfd;
 use nix::sched::CloneFlags;
 
 const CLONE_NEWTIME: i32 = 0x80;
+/// A busy machine may take seconds.
+const STEP_LIMIT: Duration = Duration::from_secs(20);
 
 pub fn run(pid: &str, monotonic_ns: &str, boottime_ns: &str) -> Result<(), Box<dyn Error>> {
     let pid: i32 = pid.parse()?;
@@ -23,20 +26,29 @@ pub fn run(pid: &str, monotonic_ns: &str, boottime_ns: &str) -> Result<(), Box<d
         }
         Forked::Parent { pid: init, pidfd } => {
             let mut rest = Vec::new();
-            let children = format!("/proc/{init}/task/{init}/children");
-            for _ in 0..500 {
-                let text = fs::read_to_string(&children)?;
-                if let Some(child) = text.split_whitespace().next() {
-                    println!("{child}");
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(2));
-            }
+            println!("{}", blank_child(init)?);
             io::stdin().read_to_end(&mut rest)?;
             pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL)?;
             Ok(())
         }
     }
+}
+
+/// The child, once it has closed its descriptors, which is the last thing it does by itself. Without
+/// one this process ends, or whoever reads what it says would wait for ever.
+fn blank_child(init: i32) -> Result<i32, Box<dyn Error>> {
+    let children = format!("/proc/{init}/task/{init}/children");
+    let deadline = Instant::now() + STEP_LIMIT;
+    while Instant::now() < deadline {
+        let text = fs::read_to_string(&children)?;
+        if let Some(child) = text.split_whitespace().next()
+            && fs::read_dir(format!("/proc/{child}/fd"))?.next().is_none()
+        {
+            return Ok(child.parse()?);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err("the first process has started none".into())
 }
 
 fn first_process(pid: i32, (monotonic_ns, boottime_ns): (i64, i64)) -> Result<(), Box<dyn Error>> {
