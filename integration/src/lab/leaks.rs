@@ -12,7 +12,7 @@ use super::options::{LAB_VARIABLE, state_dir};
 use super::{data, wait};
 
 /// How long the kernel may take to finish what it does behind the end of namespaces.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(30);
 const FUSE_CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// What a living lab has that could outlive it.
@@ -37,7 +37,7 @@ impl Footprint {
         }
     }
 
-    /// Names what is still there of the lab, a few seconds after its end at the latest.
+    /// Names what is still there of the lab when it has had some time since its end.
     ///
     /// # Errors
     /// /proc is not readable.

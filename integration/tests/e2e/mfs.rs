@@ -415,8 +415,9 @@ fn large_directory(lab: &Lab) -> Result<()> {
     lab.sh("n2", "rmdir /tmp/many").map(drop)
 }
 
-/// Writes until it is refused: what was acknowledged is there, and the error is the disk's.
-const FILL: &str = "import os,errno
+/// Writes until it is refused: what was acknowledged is there, and the error is the disk's. A file
+/// that is gone frees its room a moment later: the kernel tells of a last close in the background.
+const FILL: &str = "import os,errno,time
 fd=os.open('/mfs/n2/srv/small/file',os.O_RDWR|os.O_CREAT,0o666); done=0
 try:
     while done<3000000: done+=os.write(fd,bytes([done//50000%251])*50000)
@@ -429,7 +430,13 @@ assert all(data[i]==i//50000%251 for i in range(0,done,50000))
 try: os.posix_fallocate(fd,0,3000000); assert False
 except OSError as e: assert e.errno==errno.ENOSPC, e
 os.unlink('/mfs/n2/srv/small/file'); os.close(fd)
-open('/mfs/n2/srv/small/other','w').write('x'*500000)";
+for i in range(1000):
+    try:
+        with open('/mfs/n2/srv/small/other','wb') as f: f.write(bytes(500000))
+        break
+    except OSError as e: assert e.errno==errno.ENOSPC, e
+    time.sleep(0.1)
+assert os.path.getsize('/mfs/n2/srv/small/other')==500000";
 
 fn full_disk(lab: &Lab) -> Result<()> {
     lab.sh(

@@ -2,12 +2,14 @@
 
 use std::error::Error;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::image::{FileKind, VmaKind, registers, stored};
 
 type TestResult = Result<(), Box<dyn Error>>;
+
+const LIMIT: Duration = Duration::from_secs(60);
 
 struct Guest(Child);
 
@@ -25,8 +27,15 @@ fn start(program: &str, args: &[&str]) -> io::Result<Guest> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null());
     let guest = command.spawn().map(Guest);
-    std::thread::sleep(Duration::from_millis(60));
-    guest
+    // It is set up when it waits for its input, or for nothing.
+    let mut guest = guest?;
+    let stat = format!("/proc/{}/stat", guest.0.id());
+    let deadline = Instant::now() + LIMIT;
+    while !std::fs::read_to_string(&stat)?.contains(") S ") {
+        assert!(guest.0.try_wait()?.is_none() && Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(guest)
 }
 
 #[test]
@@ -35,7 +44,7 @@ fn a_shell_is_captured_whole_and_runs_on() -> TestResult {
     let mut guest = start("sh", &["-c", script])?;
     let pid = guest.0.id() as i32;
     assert_eq!(eligibility(pid), []);
-    let mut frozen = Frozen::freeze(pid, Duration::from_secs(5))?;
+    let mut frozen = Frozen::freeze(pid, LIMIT)?;
     let image = capture(&mut frozen)?;
     let runs = pages::private_pages(pid, &image.vmas)?;
     let mut stream = PageStream::new(pid, runs);
@@ -122,9 +131,9 @@ fn reasons_against_moving_are_named() -> TestResult {
     }
     let guest = start("sleep", &["100"])?;
     let pid = guest.0.id() as i32;
-    let frozen = Frozen::freeze(pid, Duration::from_secs(5))?;
+    let frozen = Frozen::freeze(pid, LIMIT)?;
     assert_eq!(codes(pid), [CantMoveCode::Traced]);
-    assert!(Frozen::freeze(pid, Duration::from_secs(5)).is_err());
+    assert!(Frozen::freeze(pid, LIMIT).is_err());
     frozen.thaw()?;
     assert_eq!(codes(pid), []);
     Ok(())

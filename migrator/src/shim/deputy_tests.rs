@@ -12,7 +12,7 @@ use crate::homecall::{HomeCallError, Memory, gather::gather};
 use crate::tracee::{Event, Frozen, event};
 
 type TestResult = Result<(), Box<dyn std::error::Error>>;
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A guest's memory in which nothing can be read.
 struct Nothing;
@@ -35,8 +35,7 @@ struct Parked {
 impl Parked {
     fn new() -> Result<Self, Box<dyn std::error::Error>> {
         let mut command = Command::new("sleep");
-        let child = command.arg("100").stdin(Stdio::piped()).spawn()?;
-        std::thread::sleep(Duration::from_millis(30));
+        let child = command.arg("1000").stdin(Stdio::piped()).spawn()?;
         let pid = i32::try_from(child.id())?;
         let mut frozen = Frozen::freeze(pid, LIMIT)?;
         let stub = frozen.stub()?;

@@ -52,8 +52,8 @@ fn refuses(bytes: &[u8]) -> bool {
     let (stream, _) = listener.accept().unwrap();
     let ours = hello(identity.node(), "fs", &[], 1);
     let began = Instant::now();
-    let refused = accept(stream, identity, &ours, Duration::from_secs(5)).is_err();
-    refused && began.elapsed() < Duration::from_secs(4)
+    let refused = accept(stream, identity, &ours, Duration::from_secs(60)).is_err();
+    refused && began.elapsed() < Duration::from_secs(30)
 }
 
 fn is_served(session: &FsSession) -> bool {

@@ -257,7 +257,7 @@ fn garbage_and_silence_cost_the_deadline_at_most() {
         let (stream, _) = listener.accept().unwrap();
         let began = Instant::now();
         assert!(accept(stream, identity, &fs_hello(identity), deadline).is_err());
-        assert!(began.elapsed() < Duration::from_secs(2), "{bytes:?}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{bytes:?}");
     }
 }
 
@@ -278,7 +278,7 @@ fn a_client_that_trickles_is_cut_off_at_the_deadline() {
     let began = Instant::now();
     let deadline = Duration::from_millis(300);
     assert!(accept(stream, identity, &fs_hello(identity), deadline).is_err());
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(10));
     trickle.join().unwrap();
 }
 
@@ -399,7 +399,7 @@ fn closing_wakes_a_sender_whose_peer_does_not_read() {
     let began = Instant::now();
     near.sink.close();
     sending.join().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 /// A proxy that changes byte number `at` of what the client sends after `skip` bytes.

@@ -12,7 +12,7 @@ use proto::v1::fs_request::Op;
 use proto::v1::{Fallocate, FsRequest, GetAttr, Lock, NodeArg, Read, Write};
 
 use super::FsSession;
-use super::testing::{FakeService, Pair, Proxy, byte_at, local, serve};
+use super::testing::{FakeService, Lateness, Pair, Proxy, byte_at, local, serve};
 use crate::cluster::peers::Liveness;
 use crate::export::{Errno, FileService, FsAnswer};
 
@@ -58,9 +58,9 @@ fn echoes(session: &FsSession, node: u64) -> bool {
 }
 
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        assert!(Instant::now() < deadline, "not within 60 s: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -167,7 +167,7 @@ fn slow_requests_run_side_by_side_and_do_not_hold_up_quick_ones() {
     let session = pair.remotes.session(NodeId(1)).unwrap();
     thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| call(&session, slow(1000)).unwrap());
+            scope.spawn(|| call(&session, slow(3000)).unwrap());
         }
         until("eight run", || {
             pair.service.running.load(Ordering::SeqCst) == 8
@@ -175,7 +175,7 @@ fn slow_requests_run_side_by_side_and_do_not_hold_up_quick_ones() {
         let began = Instant::now();
         assert!(echoes(&session, 5));
         assert!(
-            began.elapsed() < Duration::from_millis(500),
+            began.elapsed() < Duration::from_millis(2500),
             "{:?}",
             began.elapsed()
         );
@@ -229,11 +229,11 @@ fn waiting_for_locks_starves_nobody_and_can_be_withdrawn() {
         // Nor do they take the threads that other requests need.
         let began = Instant::now();
         let slow: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| call(&session, slow(300))))
+            .map(|_| scope.spawn(|| call(&session, slow(2000))))
             .collect();
         assert!(slow.into_iter().all(|slow| slow.join().unwrap().is_ok()));
         assert!(
-            began.elapsed() < Duration::from_secs(2),
+            began.elapsed() < Duration::from_secs(12),
             "{:?}",
             began.elapsed()
         );
@@ -243,7 +243,7 @@ fn waiting_for_locks_starves_nobody_and_can_be_withdrawn() {
             assert_eq!(waiter.join().unwrap().unwrap_err(), Errno(libc::EINTR));
         }
         assert!(
-            began.elapsed() < Duration::from_secs(1),
+            began.elapsed() < Duration::from_secs(10),
             "{:?}",
             began.elapsed()
         );
@@ -277,7 +277,7 @@ fn a_node_that_falls_silent_is_down_within_two_seconds_and_comes_back_by_itself(
     let session = pair.remotes.session(NodeId(1)).unwrap();
     assert!(echoes(&session, 1));
     proxy.hold(true);
-    let began = Instant::now();
+    let (began, late) = (Instant::now(), Lateness::watch());
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| assert_eq!(call(&session, attr(1)).unwrap_err(), DOWN));
@@ -289,15 +289,14 @@ fn a_node_that_falls_silent_is_down_within_two_seconds_and_comes_back_by_itself(
         };
         assert_eq!(session.call(&write, &data, &NEVER).unwrap_err(), DOWN);
     });
-    assert!(began.elapsed() < DOWN_WITHIN, "{:?}", began.elapsed());
+    let took = began.elapsed();
+    assert!(took < DOWN_WITHIN + late.total(), "{took:?}");
     // From now on it fails at once.
-    let began = Instant::now();
+    let (began, late) = (Instant::now(), Lateness::watch());
     assert_eq!(pair.remotes.session(NodeId(1)).unwrap_err(), DOWN);
-    assert!(
-        began.elapsed() < Duration::from_millis(200),
-        "{:?}",
-        began.elapsed()
-    );
+    let took = began.elapsed();
+    let at_once = Duration::from_millis(200);
+    assert!(took < at_once + late.total(), "{took:?}");
     proxy.hold(false);
     until("it is back", || {
         pair.remotes
@@ -321,13 +320,14 @@ fn a_node_that_does_not_answer_the_connection_is_down_within_two_seconds() {
     // Accepted by the kernel, and nobody speaks.
     let silent = TcpListener::bind(local(0)).unwrap();
     pair.set_address(silent.local_addr().unwrap());
-    let began = Instant::now();
+    let (began, late) = (Instant::now(), Lateness::watch());
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| assert_eq!(pair.remotes.session(NodeId(1)).unwrap_err(), DOWN));
         }
     });
-    assert!(began.elapsed() < DOWN_WITHIN, "{:?}", began.elapsed());
+    let took = began.elapsed();
+    assert!(took < DOWN_WITHIN + late.total(), "{took:?}");
     pair.set_address(pair.server.address());
     until("it is back", || pair.remotes.session(NodeId(1)).is_ok());
 }
@@ -409,13 +409,10 @@ fn shutting_down_ends_connections_and_threads_within_its_deadline() {
     let pair = Pair::new();
     let session = pair.remotes.session(NodeId(1)).unwrap();
     assert!(echoes(&session, 1));
-    let began = Instant::now();
+    let (began, late) = (Instant::now(), Lateness::watch());
     pair.server.shutdown();
-    assert!(
-        began.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        began.elapsed()
-    );
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(1) + late.total(), "{took:?}");
     assert_eq!(pair.server.connections(), 0);
     assert_eq!(call(&session, attr(1)).unwrap_err(), DOWN);
     assert!(TcpStream::connect(pair.server.address()).is_err());

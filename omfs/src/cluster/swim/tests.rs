@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::cluster::peers::{Liveness, PeerDirectory};
+use crate::dataplane::testing::Lateness;
 
 /// A network in memory with links that can be cut.
 #[derive(Debug, Default)]
@@ -89,7 +90,7 @@ fn all_see(directories: &[Arc<Directory>], id: u32, liveness: Liveness) -> bool 
 async fn nodes_find_each_other_and_death_and_recovery_are_noticed() {
     let net = Arc::new(Net::default());
     let mut directories: Vec<_> = (1..=5).map(|id| start(&net, id, 1)).collect();
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(60);
     until("meeting", limit, || {
         (1..=5).all(|id| all_see(&directories, id, Liveness::Alive))
     })
@@ -101,9 +102,10 @@ async fn nodes_find_each_other_and_death_and_recovery_are_noticed() {
         .filter(|d| d.myself() != NodeId(3))
         .cloned()
         .collect();
+    let late = Lateness::watch();
     let noticed = until("death", limit, || all_see(&others, 3, Liveness::Dead)).await;
     assert!(
-        noticed < Duration::from_millis(3000),
+        noticed < Duration::from_millis(3000) + late.total(),
         "death took {noticed:?}"
     );
     until("loneliness", limit, || {
@@ -143,7 +145,7 @@ async fn a_packet_in_anothers_name_is_dropped() {
     };
     let second = Arc::new(Directory::new(peer(2), [peer(1)]));
     let _swim = Swim::start(member(2, 1), second, Arc::clone(&record) as _);
-    until("greeting", Duration::from_secs(2), || {
+    until("greeting", Duration::from_secs(60), || {
         record.0.get().is_some()
     })
     .await;
@@ -153,7 +155,7 @@ async fn a_packet_in_anothers_name_is_dropped() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(first.by_id(NodeId(2)), None);
     node.receive(NodeId(2), packet);
-    until("arrival", Duration::from_secs(2), || {
+    until("arrival", Duration::from_secs(60), || {
         sees(&first, 2, Liveness::Alive)
     })
     .await;
@@ -165,7 +167,7 @@ async fn a_packet_in_anothers_name_is_dropped() {
 async fn what_a_lonely_node_believed_harms_nobody() {
     let net = Arc::new(Net::default());
     let directories: Vec<_> = (1..=4).map(|id| start(&net, id, 1)).collect();
-    let limit = Duration::from_secs(8);
+    let limit = Duration::from_secs(60);
     until("meeting", limit, || {
         (1..=4).all(|id| all_see(&directories, id, Liveness::Alive))
     })

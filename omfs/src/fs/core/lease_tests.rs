@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::cluster::peers::{Liveness, Peer, PeerDirectory};
-use crate::dataplane::testing::{FakePeers, Proxy, local};
+use crate::dataplane::testing::{FakePeers, Lateness, Proxy, local};
 use crate::dataplane::{Remotes, Server};
 use crate::export::{Export, ExportConfig, SessionPeer};
 use crate::fs::config::{NoGuests, NoStatus, RemoteServices, RemoteSession};
@@ -184,14 +184,15 @@ fn a_native_writer_waits_for_the_lease_and_its_write_is_seen() {
     let core = owner.client(2);
     let fh = open(&core, "f", libc::O_RDONLY);
     let at = read_until_leased(&core, fh, &old);
-    let began = Instant::now();
     let new = content(2, 4 << 20);
+    let (began, late) = (Instant::now(), Lateness::watch());
     let file = OpenOptions::new()
         .write(true)
         .open(owner.path("f"))
         .unwrap();
+    let took = began.elapsed();
     assert!(
-        began.elapsed() < Duration::from_secs(2),
+        took < Duration::from_secs(2) + late.total(),
         "the lease was not given back"
     );
     file.write_all_at(&new, 0).unwrap();
@@ -358,7 +359,7 @@ fn a_client_that_cannot_be_reached_shows_nothing_old() {
         .unwrap();
     let waited = began.elapsed();
     assert!(waited >= Duration::from_millis(1500), "{waited:?}");
-    assert!(waited < Duration::from_secs(10), "{waited:?}");
+    assert!(waited < Duration::from_secs(30), "{waited:?}");
     file.write_all(&content(2, 4 << 20)).unwrap();
     let answer = core.read(WHO, fh, at as u64, PIECE);
     assert!(matches!(answer, Err(Errno(libc::EHOSTDOWN))), "{answer:?}");
