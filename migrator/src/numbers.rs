@@ -155,6 +155,14 @@ fn result_of(regs: &Regs) -> Option<(u64, Layout)> {
     }
 }
 
+/// Whether a call tells the numbers of a file.
+pub(crate) fn tells_numbers(number: u32) -> bool {
+    matches!(
+        i64::from(number),
+        libc::SYS_stat | libc::SYS_lstat | libc::SYS_fstat | libc::SYS_newfstatat | libc::SYS_statx
+    )
+}
+
 impl Layout {
     fn read(self, place: u64, memory: &Memory) -> Result<Numbers, TraceeError> {
         let word = |offset: u64| memory.read_u64(place.wrapping_add(offset));

@@ -9,9 +9,9 @@ use proto::v1::job_message::What;
 
 use super::decide::{self, NewNumber, Trapped, Verdict};
 use super::guest::Guest;
-use super::opens::{self, View};
-use super::returns;
+use super::opens::{self, Look, View};
 use super::waits::{self, Wait};
+use super::{paths, returns};
 use crate::homecall::HomeCallError;
 use crate::homecall::gather::{Gathered, gather};
 use crate::keeper::Peer;
@@ -81,8 +81,9 @@ impl Guest {
             threads: &ids,
         };
         let memory = Memory::of(notification.thread);
+        let look = look_at(trapped.number);
         match decide::decide(&trapped, known, &memory) {
-            Verdict::Continue if opens::leads_home(&trapped, self.view(&ids), &memory) => {
+            Verdict::Continue if opens::leads_home(&trapped, look, self.view(&ids), &memory) => {
                 match syscalls::trapped_class(trapped.number) {
                     Class::Home => self.send_home(notification, &trapped, Then::Answer, peer),
                     _ => self.go_home(notification),
@@ -335,6 +336,15 @@ impl Guest {
         }
         self.calls.insert(request, call);
         Ok(None)
+    }
+}
+
+/// What changes a name is looked at but briefly.
+fn look_at(number: u32) -> Look {
+    if paths::opens(number) || syscalls::is_corrected(number) {
+        Look::Links
+    } else {
+        Look::Text
     }
 }
 

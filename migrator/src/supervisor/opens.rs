@@ -4,6 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
@@ -30,16 +31,27 @@ pub(super) struct View<'g> {
     pub(super) root: BorrowedFd<'g>,
 }
 
+/// How closely a path is looked at: asking for names is slow here, they are home's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Look {
+    /// Whether it names home's by its text, or by the directory it starts at.
+    Text,
+    /// Whether it leads there also by links, or to what is opened at home.
+    Links,
+    /// The same, when the kernel here has not found it.
+    LinksOfLost,
+}
+
 /// Whether a call names what is home's: something in its /proc or /sys, a terminal; or opens
 /// what is there, a FIFO or a device.
-pub(super) fn leads_home(call: &Trapped, view: View<'_>, memory: &dyn Memory) -> bool {
+pub(super) fn leads_home(call: &Trapped, look: Look, view: View<'_>, memory: &dyn Memory) -> bool {
     let opens = paths::opens(call.number);
     let named = named(call, memory).unwrap_or_default(); // the kernel here says what is wrong
-    named.iter().any(|one| view.leads_home(one, opens))
+    named.iter().any(|one| view.leads_home(one, opens, look))
 }
 
 impl View<'_> {
-    fn leads_home(&self, one: &Named, opens: bool) -> bool {
+    fn leads_home(&self, one: &Named, opens: bool, look: Look) -> bool {
         if one.starts_at_home(self.guest) {
             return true;
         }
@@ -50,7 +62,7 @@ impl View<'_> {
         if paths::means_home(&path) {
             return is_home(&path);
         }
-        if path.starts_with(MFS) && !opens {
+        if look == Look::Text || path.starts_with(MFS) && !opens {
             return false;
         }
         let search = Search {
@@ -58,7 +70,10 @@ impl View<'_> {
             is_home: &is_home,
             opens,
         };
-        search.ends_at_home(&path, one.follows)
+        match look {
+            Look::LinksOfLost => search.meets_link(&path) && search.passes_home(&path, one.follows),
+            _ => search.ends_at_home(&path, one.follows),
+        }
     }
 
     /// A path from the guest's root; `None` if it names the directory itself, which is no path.
@@ -136,10 +151,20 @@ impl Search<'_> {
         } else {
             OFlag::O_NOFOLLOW
         };
+        self.resolve(path, last, ResolveFlag::empty())
+    }
+
+    fn resolve(&self, path: &Path, last: OFlag, resolve: ResolveFlag) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | last)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | resolve);
         openat2(self.root, path, how)
+    }
+
+    /// Whether there is a link on the way, the last name included.
+    fn meets_link(&self, path: &Path) -> bool {
+        let found = self.resolve(path, OFlag::O_NOFOLLOW, ResolveFlag::RESOLVE_NO_SYMLINKS);
+        !matches!(found, Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES))
     }
 
     fn ends_at_home(&self, path: &Path, follows: bool) -> bool {
@@ -244,8 +269,9 @@ mod tests {
         assert!(!search(true).ends_at_home(&at("to-fifo"), false));
         let asks = |name: &str| search(false).ends_at_home(&at(name), true);
         for name in ["to-proc", "to-nobody", "to-that", "to-4194305/status"] {
-            assert!(asks(name), "{name}");
+            assert!(asks(name) && search(false).meets_link(&at(name)), "{name}");
         }
+        assert!(!search(false).meets_link(&at("absent/file")));
         for name in [
             "fifo",
             "to-fifo",
@@ -286,9 +312,11 @@ mod tests {
         assert_eq!(view.absolute(&named(Some(-1), "tty")), None);
         let absolute = view.absolute(&named(Some(-1), "/dev/tty"));
         assert_eq!(absolute, Some("/dev/tty".into()));
-        assert!(view.leads_home(&named(Some(0), "tty"), false));
-        assert!(!view.leads_home(&named(Some(0), "/tmp"), false));
-        assert!(!view.leads_home(&named(Some(-1), ""), false));
+        for look in [Look::Text, Look::Links, Look::LinksOfLost] {
+            assert!(view.leads_home(&named(Some(0), "tty"), false, look));
+            assert!(!view.leads_home(&named(Some(0), "/tmp"), false, look));
+            assert!(!view.leads_home(&named(Some(-1), ""), false, look));
+        }
         Ok(())
     }
 

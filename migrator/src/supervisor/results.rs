@@ -12,13 +12,17 @@ use proto::v1::job_message::What;
 use super::calls::{CallInProgress, Then};
 use super::decide::Trapped;
 use super::guest::{Guest, Whereabouts};
-use super::{named, opens};
+use super::named;
+use super::opens::{self, Look};
 use crate::homecall::gather::gather;
 use crate::keeper::Peer;
+use crate::numbers;
 use crate::sys::regs::{NO_SYSCALL, Regs};
 use crate::syscalls::filter::ARCH_X86_64;
 use crate::tracee::{Memory, Running, Stopped, TraceeError};
 
+/// The codes that tell the kernel to make a call again (linux/errno.h).
+const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
 /// Bytes of the instruction that makes a system call.
 const SYSCALL_BYTES: u64 = 2;
 
@@ -39,7 +43,7 @@ impl Guest {
 
     /// Asks home in place of a call that was made here, if it named what is home's.
     fn ask_again(&mut self, tid: i32, regs: &Regs, peer: &Peer) -> bool {
-        let Some(call) = told_nothing(regs) else {
+        let Some((call, look)) = in_doubt(regs) else {
             return false;
         };
         let Some(id) = self.threads.get(&tid).map(|thread| thread.id) else {
@@ -48,7 +52,7 @@ impl Guest {
         let memory = Memory::of(tid);
         let ids = self.thread_ids();
         let view = self.view(&ids);
-        if !opens::leads_home(&call, view, &memory) {
+        if !opens::leads_home(&call, look, view, &memory) {
             return false;
         }
         let (made, renamed) = view.as_home_makes_it(&call, &memory);
@@ -120,16 +124,21 @@ impl Guest {
     }
 }
 
-/// A call that named files, and has failed or told of something that is no file of home.
-fn told_nothing(regs: &Regs) -> Option<Trapped> {
-    const MADE_NO_SENSE: [i32; 4] = [libc::EFAULT, libc::EINVAL, libc::EBADF, libc::ENAMETOOLONG];
+/// A call that named files and has failed, or told of what may be no file of home's.
+fn in_doubt(regs: &Regs) -> Option<(Trapped, Look)> {
     let number = u32::try_from(regs.syscall_number()?).ok()?;
-    let result = regs.rax.cast_signed();
-    let senseless = MADE_NO_SENSE.map(|errno| -i64::from(errno));
-    let asks = named::names(number) && !senseless.contains(&result) && (-511..=0).contains(&result);
-    asks.then(|| Trapped {
+    let lost = [libc::ENOENT, libc::ENOTDIR, libc::EACCES, libc::ELOOP];
+    let look = match regs.rax.cast_signed() {
+        // stat(2) has told of another file system.
+        0 if numbers::tells_numbers(number) => Look::Links,
+        result if lost.map(|errno| -i64::from(errno)).contains(&result) => Look::LinksOfLost,
+        result if result == -i64::from(libc::EFAULT) || RESTARTS.contains(&result) => return None,
+        _ => Look::Text,
+    };
+    let call = Trapped {
         number,
         arch: ARCH_X86_64,
         args: regs.args(),
-    })
+    };
+    named::names(number).then_some((call, look))
 }
