@@ -118,6 +118,7 @@ fn start(
     command.env("PATH", PATH).env(LAB_VARIABLE, &request.lab);
     command
         .env("HOME", &user.dir)
+        .env("SHELL", &user.shell)
         .env("USER", &user.name)
         .env("LOGNAME", &user.name);
     let home: &Path = if user.dir.is_dir() {

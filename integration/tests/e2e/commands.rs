@@ -111,6 +111,11 @@ const FAILURES: &[(&str, i32, &[&str])] = &[
         75,
         &["cannot leave", "hint: it runs on"],
     ),
+    (
+        "sleep 9 & omfs migrate $! n2",
+        75,
+        &["omfs is not mounted on /mfs there", "hint: it runs on"],
+    ),
     ("omfs migrate $$ /mfs", 1, &["no node /mfs"]),
     ("omfs lock 4000000", 1, &["no process 4000000", "hint: "]),
     (
@@ -132,9 +137,9 @@ const FAILURES: &[(&str, i32, &[&str])] = &[
     ("omfs daemon", 1, &["another omfs daemon", "hint: "]),
     ("omfs top </dev/null", 2, &["terminal", "hint: "]),
     (
-        "omfs manpages /no/such/dir",
+        "omfs manpages /etc/passwd/man1",
         1,
-        &["hint: does /no/such/dir exist"],
+        &["/etc/passwd/man1: Not a directory"],
     ),
     ("omfs cluster init lab", 1, &["already belongs", "hint: "]),
     ("omfs cluster init 'No Name'", 2, &["No Name"]),
@@ -181,6 +186,7 @@ const FORBIDDEN: &[&str] = &[
     "omfs quiet",
     "omfs noquiet",
     "omfs cluster token",
+    "omfs daemon",
 ];
 
 fn statuses(lab: &Lab) -> Result<()> {
@@ -214,6 +220,14 @@ fn statuses(lab: &Lab) -> Result<()> {
         let result = user_sh(lab, "nobody", "n1", command)?;
         ensure!(result.status.success(), "{command} by nobody: {result:?}");
     }
+    let shell = user_sh(
+        lab,
+        "nobody",
+        "n1",
+        "unset SHELL; omfs shell -c 'echo of $0'",
+    )?;
+    let login = lab.sh("n1", "getent passwd nobody | cut -d: -f7")?;
+    ensure!(!shell.stdout.starts_with(b"of") == login.contains("nologin"));
     let status = lab.sh("n1", "omfs status")?;
     ensure!(status.contains("processes come and go"), "{status}");
     lab.sh("n1", "kill $(cat /srv/roots-sleep)").map(drop)

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use integration::lab::Lab;
 
-use crate::harness::{Module, Need, until};
+use crate::harness::{Module, Need, until, user_sh};
 
 const MOUNT: &[Need] = &[Need::Tool("mount")];
 
@@ -26,6 +26,13 @@ fn fstab(lab: &Lab) -> Result<()> {
         ensure!(seen == "n3\nn1\n", "{mount}: {seen}");
         // What is mounted is left alone.
         lab.sh("n3", "mount -a; test $(grep -c ' /mfs ' /proc/mounts) = 1")?;
+        let again = lab.run("n3", "mount -t fuse.omfs omfs /mfs")?;
+        let said = String::from_utf8_lossy(&again.stderr).into_owned();
+        ensure!(
+            again.status.code() == Some(32) && said.contains("mounted on /mfs already"),
+            "{:?} {said}",
+            again.status
+        );
         // Whoever just walks through it makes it busy for that moment.
         until(lab, "n3", "umount /mfs")?;
         let after = lab.sh("n3", "ls -A /mfs && cat /proc/mounts")?;
@@ -49,5 +56,8 @@ fn refusals(lab: &Lab) -> Result<()> {
             result.status
         );
     }
+    let helper = user_sh(lab, "nobody", "n2", "omfs mount-helper omfs /tmp")?;
+    let said = String::from_utf8_lossy(&helper.stderr);
+    ensure!(said.contains("only root may mount"), "{said}");
     lab.sh("n2", "! grep -q fuse.omfs /proc/mounts").map(drop)
 }

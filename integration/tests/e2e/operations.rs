@@ -10,6 +10,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::harness::{BEGIN, BEGUN, Module, Need, SOON, user_sh, with_omfs};
+use crate::restart;
 
 const PYTHON: &[Need] = &[Need::Tool("python3")];
 /// The balancer would have decided three times over.
@@ -32,6 +33,7 @@ pub fn tests() -> Vec<Trial> {
         .test("a_blocked_node_takes_no_guests", &[], block)
         .test("expel_returns_when_all_guests_have_left", &[], expel)
         .test("bring_returns_when_all_jobs_are_home", &[], bring)
+        .test("guests_have_a_cgroup_of_their_own", &[], cgroup)
         .test("moves_and_cpu_time_are_counted", &[], counted)
         .test(
             "full_run_directories_lose_no_job",
@@ -111,6 +113,42 @@ fn failure(lab: &Lab, node: &str, command: &str) -> Result<(i32, String)> {
     let said = String::from_utf8_lossy(&result.stderr).into_owned();
     ensure!(!result.status.success(), "{command} succeeded");
     Ok((result.status.code().context("killed")?, said))
+}
+
+fn cgroup(lab: &Lab) -> Result<()> {
+    const GROUPS: &str = "find /sys/fs/cgroup -type d -name omfs-guests";
+    let shares = "cat $(find /sys/fs/cgroup -path '*/omfs-guests/cpu.shares' \
+                  -o -path '*/omfs-guests/cpu.weight')";
+    ensure!(lab.sh("n2", GROUPS)?.is_empty(), "there are none yet");
+    let jobs = [Job::start(lab, BUSY)?, Job::start(lab, BUSY)?];
+    for job in &jobs {
+        job.migrate("n2")?;
+    }
+    let members = lab.sh(
+        "n2",
+        &format!("for one in $({GROUPS}); do wc -l <$one/cgroup.procs; done"),
+    )?;
+    ensure!(
+        !members.is_empty() && members.lines().all(|count| count.trim() == "2"),
+        "guests in each group: {members}"
+    );
+    // Beside processes of their own each counts half (1), all together half (2).
+    let weight = lab.sh("n2", shares)?;
+    ensure!(["1024\n", "50\n"].contains(&weight.as_str()), "{weight}");
+    jobs[0].migrate("home")?;
+    // It outlives the daemon with its guests, and the last one's end ends it.
+    lab.sh("n2", restart::CRASH)?;
+    ensure!(!lab.sh("n2", GROUPS)?.is_empty(), "a guest is in it");
+    lab.sh("n1", &format!("kill -KILL {}", jobs[1].pid))?;
+    let gone = || lab.sh("n2", GROUPS).ok().filter(String::is_empty);
+    let left = wait::until(SOON, gone).is_none();
+    lab.sh("n2", restart::START)?;
+    wait::until(SOON, || lab.sh("n2", "omfs nodes").ok()).context("no daemon")?;
+    ensure!(!left, "the supervisor of the last guest left the group");
+    wait::until(SOON, || jobs[0].migrate("n2").ok()).context("it does not move")?;
+    jobs[0].migrate("home")?;
+    wait::until(SOON, gone).context("the daemon left the group")?;
+    Ok(())
 }
 
 fn run_on(lab: &Lab) -> Result<()> {

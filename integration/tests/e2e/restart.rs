@@ -7,11 +7,11 @@ use crate::faults::{counts, with_counter};
 use crate::harness::{SOON, until, with_omfs};
 
 /// Commands that end a node's daemon in the middle of everything, and in order.
-const CRASH: &str = "pkill -KILL -xf 'omfs daemon'";
+pub const CRASH: &str = "pkill -KILL -xf 'omfs daemon'";
 const STOP: &str = "pkill -TERM -xf 'omfs daemon'";
 const GONE: &str =
     "for i in $(seq 600); do pgrep -xf 'omfs daemon' >/dev/null || break; sleep 0.1; done";
-const START: &str = "setsid omfs daemon >>/var/log/omfs.log 2>&1 </dev/null &";
+pub const START: &str = "setsid omfs daemon >>/var/log/omfs.log 2>&1 </dev/null &";
 
 /// Ends a node's daemon, does something, and starts it again.
 fn restart_daemon(lab: &Lab, node: &str, end: &str, meanwhile: &str) -> Result<()> {

@@ -19,6 +19,15 @@ pub struct Cgroup {
     memory: Option<Dirs>,
 }
 
+/// The directory in which the guests' cgroup is made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuestParent {
+    /// It exists.
+    pub dir: PathBuf,
+    /// Whether its hierarchy is of version 2.
+    pub unified: bool,
+}
+
 #[derive(Clone, Debug)]
 struct Dirs {
     unified: bool,
@@ -91,21 +100,29 @@ impl Cgroup {
         limited.min_by_key(|(limit, _)| *limit)
     }
 
-    /// Directories in which guests' own cgroups are to be made, one per hierarchy.
+    /// Where the guests' cgroup belongs in the CPU and memory hierarchies: below everything that
+    /// limits this node, so that guests are limited with it, and as high as that allows, so that
+    /// they are weighed against everything else on the node.
     #[must_use]
-    pub fn own_dirs(&self) -> Vec<PathBuf> {
-        let all = [&self.cpu, &self.cpuacct, &self.memory];
-        let mut own: Vec<PathBuf> = all
-            .iter()
-            .filter_map(|dirs| dirs.as_ref()?.upwards.first().cloned())
-            .collect();
-        own.sort();
-        own.dedup();
-        own
+    pub fn guest_parents(&self) -> Vec<GuestParent> {
+        let parents = [&self.cpu, &self.memory];
+        let parents = parents.into_iter().flatten().filter_map(Dirs::guest_parent);
+        let mut parents: Vec<GuestParent> = parents.collect();
+        parents.dedup();
+        parents
     }
 }
 
 impl Dirs {
+    fn guest_parent(&self) -> Option<GuestParent> {
+        let limited = |dir: &&PathBuf| self.quota(dir).is_some() || self.memory(dir).is_some();
+        let limits = self.upwards.iter().find(limited);
+        Some(GuestParent {
+            dir: limits.or(self.upwards.last())?.clone(),
+            unified: self.unified,
+        })
+    }
+
     fn quota(&self, dir: &Path) -> Option<f64> {
         let (quota, period) = if self.unified {
             let text = parse::text(&dir.join("cpu.max"))?;

@@ -56,6 +56,14 @@ fn a_version_1_cgroup_is_read_with_its_parents() {
     assert_eq!(cgroup.memory(), Some((1_000_000, 300_000)));
     assert_eq!(cgroup.throttled_ns(), 77);
     assert_eq!(cgroup.cpu_ns(), Some(5000));
+    // Guests are limited with the node.
+    let parents = cgroup.guest_parents();
+    let dirs: Vec<_> = parents.iter().map(|parent| parent.dir.as_path()).collect();
+    assert_eq!(
+        dirs,
+        [root.join("cg/cpu/lab/n1"), root.join("cg/memory/lab/n1")]
+    );
+    assert!(parents.iter().all(|parent| !parent.unified));
 }
 
 #[test]
@@ -77,6 +85,32 @@ fn a_version_2_cgroup_namespace_is_read_at_its_root() {
     assert_eq!(cgroup.cpu_ns(), Some(25_000));
     assert_eq!(cgroup.throttled_ns(), 3000);
     assert_eq!(cgroup.memory(), None);
+}
+
+#[test]
+fn without_limits_guests_belong_beside_everything_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let mounts = "30 20 0:9 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+    write(root, "proc/self/mountinfo", mounts);
+    write(root, "proc/self/cgroup", "0::/system.slice/omfs.service\n");
+    let parents = || Cgroup::of_self(&roots(root)).unwrap().guest_parents();
+    let at = |path: &str| {
+        let dir = root.join("sys/fs/cgroup").join(path);
+        let dir = dir.components().collect();
+        [cgroup::GuestParent { dir, unified: true }]
+    };
+    assert_eq!(parents(), at(""));
+    let slice = "sys/fs/cgroup/system.slice";
+    write(root, &format!("{slice}/memory.max"), "1000000\n");
+    write(root, &format!("{slice}/memory.current"), "1\n");
+    assert_eq!(parents(), at("system.slice"));
+    write(
+        root,
+        &format!("{slice}/omfs.service/cpu.max"),
+        "5000 10000\n",
+    );
+    assert_eq!(parents(), at("system.slice/omfs.service"));
 }
 
 #[test]

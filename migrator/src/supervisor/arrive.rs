@@ -110,10 +110,10 @@ fn start(
     let started = cage.start(image.pid, clocks, &image.hostname);
     let host_pid = started.map_err(|error| MoveError::process(&error))?;
     for cgroup in &config.cgroups {
-        let joined = std::fs::write(cgroup.join("cgroup.procs"), host_pid.to_string());
-        joined.map_err(|error| {
-            MoveError::process(&format!("joining {}: {error}", cgroup.display()))
-        })?;
+        // A guest that is weighed as an equal is better than none.
+        if let Err(error) = std::fs::write(cgroup.join("cgroup.procs"), host_pid.to_string()) {
+            tracing::warn!("the guest cannot join {}: {error}", cgroup.display());
+        }
     }
     Ok(host_pid)
 }

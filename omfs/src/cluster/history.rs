@@ -22,6 +22,8 @@ const LOAD_SLOTS: u64 = 24 * 60;
 
 /// How sled 0.34 says that another process, or a database being dropped, holds the file.
 const LOCKED: &str = "could not acquire lock";
+/// How EROFS is written in sled's errors.
+const READ_ONLY: &str = "(os error 30)";
 /// How long a holder may take to let go.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -58,8 +60,9 @@ impl History {
     pub fn open(state_dir: &Path) -> Self {
         let path = state_dir.join("history");
         let database = open_guarded(&path).or_else(|reason| {
-            if reason.contains(LOCKED) {
-                return Err(reason); // somebody else's, not damaged
+            // Somebody else's, or a disk that takes nothing: not damaged.
+            if reason.contains(LOCKED) || reason.contains(READ_ONLY) {
+                return Err(reason);
             }
             tracing::warn!(
                 "{} is damaged ({reason}): beginning a new one",

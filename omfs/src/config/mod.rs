@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use error::ConfigError;
-pub use values::{AbsolutePath, LogFilter, Millis, NodeName, Port, PortRange};
+pub use values::{AbsolutePath, LogFilter, Millis, NodeName, Port, PortRange, WeightPercent};
 
 /// Where the configuration is looked for.
 pub const DEFAULT_PATH: &str = "/etc/omfs/omfs.toml";
@@ -108,6 +108,8 @@ pub struct Balance {
     pub min_age_ms: Millis,
     /// Most guests that this node takes at the same time.
     pub guests_max: u32,
+    /// CPU share of a guest beside the node's own processes; 100 is an equal one.
+    pub guests_weight_percent: WeightPercent,
     /// Where the load is read from.
     pub sensor: Sensor,
 }
@@ -186,6 +188,7 @@ impl Default for Balance {
             interval_ms: Millis(500),
             min_age_ms: Millis(2000),
             guests_max: 64,
+            guests_weight_percent: WeightPercent(50),
             sensor: Sensor::Auto,
         }
     }
@@ -241,6 +244,13 @@ impl Config {
                 network.data_port.0
             );
             return Err(("network.data_port", reason));
+        }
+        if let Some(PortRange(range)) = &network.guest_ports {
+            let ports = [network.control_port.0, network.data_port.0];
+            if let Some(port) = ports.iter().find(|port| range.contains(port)) {
+                let reason = format!("port {port} in it is the daemon's own: choose others");
+                return Err(("network.guest_ports", reason));
+            }
         }
         if let Some(advertise) = network.advertise
             && advertise.is_unspecified()

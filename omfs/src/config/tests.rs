@@ -96,6 +96,18 @@ fn wrong_keys_and_values_are_refused_by_name_and_line() {
     let cases = [
         ("[nod]\n", "omfs.toml:1: nod: unknown field `nod`"),
         (
+            "[log]\nfilter = \"omfs=debug,loud\"\n",
+            "omfs.toml:2: log.filter: \"omfs=debug,loud\" is no log filter: \"loud\" is no level",
+        ),
+        (
+            "[network]\nguest_ports = \"7781-7790\"\n",
+            "omfs.toml:2: network.guest_ports: port 7781 in it is the daemon's own",
+        ),
+        (
+            "[balance]\nguests_weight_percent = 0\n",
+            "omfs.toml:2: balance.guests_weight_percent: 0 is not within 1 to 100 percent",
+        ),
+        (
             "\n[node]\nnam = \"x\"\n",
             "omfs.toml:3: node.nam: unknown field `nam`",
         ),

@@ -114,6 +114,22 @@ impl TryFrom<i64> for Millis {
     }
 }
 
+/// A share of CPU time beside that of others, in percent of theirs: 1 to 100.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct WeightPercent(pub u32);
+
+impl TryFrom<i64> for WeightPercent {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        match u32::try_from(number) {
+            Ok(number) if (1..=100).contains(&number) => Ok(Self(number)),
+            _ => Err(format!("{number} is not within 1 to 100 percent")),
+        }
+    }
+}
+
 /// What is logged, as `tracing_subscriber::EnvFilter` reads it.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "String")]
@@ -137,11 +153,23 @@ impl TryFrom<String> for LogFilter {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
+        // A lone word is a target to the library, so a misspelt level would be taken.
+        let mut lone = text.split(',').map(str::trim);
+        let wrong = lone.find(|part| !part.contains(['=', '[']) && !is_level(part));
         match tracing_subscriber::EnvFilter::try_new(&text) {
+            Ok(_) if wrong.is_some() => Err(format!(
+                "{text:?} is no log filter: {:?} is no level (error, warn, info, debug, trace, off)",
+                wrong.unwrap_or_default()
+            )),
             Ok(_) => Ok(Self(text)),
             Err(error) => Err(format!("{text:?} is no log filter: {error}")),
         }
     }
+}
+
+fn is_level(text: &str) -> bool {
+    text.parse::<tracing_subscriber::filter::LevelFilter>()
+        .is_ok()
 }
 
 impl fmt::Display for LogFilter {

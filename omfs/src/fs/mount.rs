@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -46,6 +46,35 @@ pub fn mount_fuse(source: &str, target: &Path, options: MountOptions) -> io::Res
     Ok(device.into())
 }
 
+/// Where the cluster file system is mounted, as this process sees it.
+#[must_use]
+pub fn mounted() -> Vec<PathBuf> {
+    let mounts = crate::procfs::text("/proc/self/mounts").unwrap_or_default();
+    parse_mounted(&mounts)
+}
+
+/// From the text of proc_pid_mounts(5).
+fn parse_mounted(mounts: &str) -> Vec<PathBuf> {
+    let fields = mounts.lines().map(|line| line.split(' '));
+    let ours = fields.filter_map(|mut fields| {
+        let (point, kind) = (fields.nth(1)?, fields.next()?);
+        (kind == FS_TYPE).then(|| unescape(point).into())
+    });
+    ours.collect()
+}
+
+/// The kernel writes blanks and backslashes as octal numbers.
+fn unescape(point: &str) -> String {
+    let escapes = [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ];
+    let replace = |text: String, (code, plain): (&str, &str)| text.replace(code, plain);
+    escapes.into_iter().fold(point.to_owned(), replace)
+}
+
 /// Takes a mount away, unless it is in use.
 ///
 /// # Errors
@@ -62,4 +91,19 @@ pub fn unmount(target: &Path) -> io::Result<()> {
 pub fn unmount_lazily(target: &Path) -> io::Result<()> {
     umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_mounts_are_found_by_their_real_names() {
+        let mounts = "proc /proc proc rw 0 0\nomfs /mfs fuse.omfs rw 0 0\n\
+                      x /a\\040b\\134c fuse.omfs rw 0 0\nx /y fuse.sshfs rw 0 0\n";
+        assert_eq!(
+            parse_mounted(mounts),
+            ["/mfs", "/a b\\c"].map(PathBuf::from)
+        );
+    }
 }

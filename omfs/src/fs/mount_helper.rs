@@ -20,6 +20,8 @@ use crate::sys::fdpass;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/omfs/mount.sock";
+/// What updatedb(8) spares is said here.
+const UPDATEDB: &str = "/etc/updatedb.conf";
 /// The option that names another socket.
 const SOCKET_OPTION: &str = "socket=";
 
@@ -40,6 +42,12 @@ pub enum MountError {
         /// Why it failed.
         error: io::Error,
     },
+    /// The daemon's socket is root's.
+    #[error("only root may mount")]
+    NotRoot,
+    /// A second mount would only hide the first one.
+    #[error("omfs is mounted on {0} already")]
+    Mounted(PathBuf),
     /// mount(2) or /dev/fuse.
     #[error("cannot mount on {target}: {error}")]
     Mount {
@@ -154,6 +162,9 @@ pub fn run(command: &MountCommand) -> Result<(), MountError> {
         return Ok(());
     }
     clear_dead_mount(&command.target);
+    if mount::mounted().contains(&command.target) {
+        return Err(MountError::Mounted(command.target.clone()));
+    }
     let mounted = mount::mount_fuse(&command.source, &command.target, command.options);
     let fuse = mounted.map_err(|error| MountError::Mount {
         target: command.target.clone(),
@@ -170,8 +181,17 @@ pub fn run(command: &MountCommand) -> Result<(), MountError> {
 /// The whole helper: parses, mounts, prints what went wrong, answers the exit status.
 #[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
-    match parse(args).and_then(|command| run(&command)) {
-        Ok(()) => 0,
+    match parse(args).and_then(|command| run(&command).map(|()| command)) {
+        Ok(command) => {
+            let settings = std::fs::read_to_string(UPDATEDB).unwrap_or_default();
+            if is_crawled(&settings, &command.target) {
+                eprintln!(
+                    "mount.fuse.omfs: updatedb would search the disks of all nodes: \
+                     add fuse.omfs to PRUNEFS in {UPDATEDB}"
+                );
+            }
+            0
+        }
         Err(error) => {
             eprintln!("mount.fuse.omfs: {error}");
             error.exit_status()
@@ -185,10 +205,27 @@ fn connect(path: &Path) -> Result<UnixStream, MountError> {
         socket.set_write_timeout(Some(DEADLINE))?;
         Ok(socket)
     });
-    socket.map_err(|error| MountError::Daemon {
-        socket: path.to_owned(),
-        error,
+    socket.map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => MountError::NotRoot,
+        _ => MountError::Daemon {
+            socket: path.to_owned(),
+            error,
+        },
     })
+}
+
+/// Whether updatedb(8) with these settings would go through every node's files.
+fn is_crawled(settings: &str, target: &Path) -> bool {
+    let lines = settings.lines().map(str::trim);
+    let mut lines = lines.filter(|line| !line.starts_with('#')).peekable();
+    let target = target.to_string_lossy();
+    let spared = |line: &str| {
+        let names = line.split(['=', '"', ' ', '\t']);
+        names
+            .skip(1)
+            .any(|name| name.eq_ignore_ascii_case(mount::FS_TYPE) || name == target)
+    };
+    lines.peek().is_some() && !lines.any(spared)
 }
 
 /// A daemon that died leaves a mount that only says ENOTCONN: the new one takes its place.
@@ -275,6 +312,18 @@ mod tests {
         let error = run(&command).unwrap_err();
         assert_eq!(error.exit_status(), 32);
         assert!(error.to_string().contains("omfs daemon"), "{error}");
+    }
+
+    #[test]
+    fn updatedb_must_be_told_to_spare_it() {
+        let crawled = |settings| is_crawled(settings, Path::new("/mfs"));
+        assert!(crawled(
+            "PRUNEFS=\"nfs fuse.sshfs\"\nPRUNEPATHS=\"/tmp /mfs2\"\n"
+        ));
+        assert!(crawled("PRUNEFS = \"nfs\"\n# PRUNEFS=\"fuse.omfs\"\n"));
+        assert!(!crawled("PRUNEFS=\"nfs FUSE.OMFS sysfs\"\n"));
+        assert!(!crawled("PRUNEFS = \"nfs\"\nPRUNEPATHS = \"/tmp /mfs\"\n"));
+        assert!(!crawled(""));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod daemon;
 mod error;
 mod help;
 mod jobs;
+mod log;
 mod output;
 mod top;
 

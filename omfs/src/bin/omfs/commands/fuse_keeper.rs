@@ -17,5 +17,6 @@ pub fn run(_args: &FuseKeeperArgs) -> CommandResult {
     // Fails only if this process leads a session already.
     let _ = nix::unistd::setsid();
     let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    crate::jobs::name_process("omfs-keeper");
     Ok(omfs::fs::keeper::run(&listener)?)
 }

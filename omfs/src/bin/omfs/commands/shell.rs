@@ -1,6 +1,7 @@
 //! `omfs shell`.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 
 use crate::cli::Global;
 use crate::commands::run::{JOB_VARIABLE, cannot_start, warn_if_daemon_is_down};
@@ -8,7 +9,7 @@ use crate::error::CommandResult;
 
 /// Start a shell whose jobs may move to other nodes
 ///
-/// Starts your shell ($SHELL) so that the jobs you start in it move to idle nodes by themselves.
+/// Starts your shell ($SHELL, else your login shell) so that the jobs you start in it move to idle nodes by themselves.
 ///
 /// The shell itself is an ordinary one and stays here. Leave it with `exit`.
 #[derive(clap::Args, Debug)]
@@ -22,6 +23,14 @@ pub struct ShellArgs {
     pub arguments: Vec<std::ffi::OsString>,
 }
 
+/// What passwd(5) says, where that exists.
+fn login_shell() -> PathBuf {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid());
+    let shell = user.ok().flatten().map(|user| user.shell);
+    let usable = shell.filter(|shell| shell.is_file());
+    usable.unwrap_or_else(|| PathBuf::from("/bin/sh"))
+}
+
 /// Becomes the shell.
 ///
 /// # Errors
@@ -29,7 +38,7 @@ pub struct ShellArgs {
 pub fn run(global: &Global, args: &ShellArgs) -> CommandResult {
     warn_if_daemon_is_down(global);
     let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
-    let shell = shell.unwrap_or_else(|| "/bin/sh".into());
+    let shell = shell.unwrap_or_else(|| login_shell().into());
     let error = std::process::Command::new(&shell)
         .args(&args.arguments)
         .env(JOB_VARIABLE, "balance")

@@ -16,7 +16,7 @@ use crate::top;
 /// Shows nodes and jobs live: a bar per node for load, memory and guests, and a table of jobs.
 ///
 /// Keys: up and down choose a job, m moves it (then choose a node), h brings it home, e expels all
-/// guests, q quits. With --json, prints one snapshot.
+/// guests, ? explains, q quits. With --json, prints one snapshot.
 #[derive(clap::Args, Debug)]
 pub struct TopArgs {}
 

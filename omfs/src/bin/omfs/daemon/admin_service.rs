@@ -80,13 +80,8 @@ impl AdminService {
 
 /// Where the cluster file system is mounted, as this daemon sees it.
 fn omfs_mounts() -> Vec<String> {
-    let mounts = omfs::procfs::text("/proc/self/mounts").unwrap_or_default();
-    let fields = mounts.lines().map(|line| line.split(' '));
-    let ours = fields.filter_map(|mut fields| {
-        let (point, kind) = (fields.nth(1)?, fields.next()?);
-        (kind == "fuse.omfs").then(|| point.to_owned())
-    });
-    ours.collect()
+    let mounts = omfs::fs::mount::mounted().into_iter();
+    mounts.map(|point| point.display().to_string()).collect()
 }
 
 fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {

@@ -25,7 +25,7 @@ use omfs::pki::Store;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Global;
-use crate::error::{CommandError, CommandResult};
+use crate::error::{CommandError, CommandResult, Exit};
 use wiring::Node;
 
 /// Threads of the control plane, if there are CPUs for them: on a single one they would only hand
@@ -37,8 +37,12 @@ const WORKER_THREADS_MAX: usize = 2;
 /// # Errors
 /// It could not start: wrong configuration, no cluster, a port in use, another daemon.
 pub fn run(global: &Global, ready_fd: Option<RawFd>) -> CommandResult {
+    if !nix::unistd::geteuid().is_root() {
+        let refusal = CommandError::new(Exit::NotPermitted, "only root may run the daemon");
+        return Err(refusal.hint("become root, e.g. with sudo"));
+    }
     let config = global.config()?;
-    start_log(&config);
+    crate::log::start(&config);
     let identity = Store::new(&config.node.state_dir).load().map_err(|error| {
         CommandError::failure(error).hint(
             "make a cluster with `omfs cluster init NAME`, or join one with `omfs cluster join`",
@@ -57,9 +61,16 @@ pub fn run(global: &Global, ready_fd: Option<RawFd>) -> CommandResult {
         .enable_all()
         .build()?;
     let config = Arc::new(config);
+    let name = format!(
+        "node {} ({}) of cluster {}",
+        identity.node_name(),
+        identity.node(),
+        identity.cluster()
+    );
     let result = runtime.block_on(async {
         let node = Node::start(Arc::clone(&config), config_path, identity).await?;
         tell_ready(&config, ready_fd)?;
+        tracing::info!("omfs {}: {name} is ready", env!("CARGO_PKG_VERSION"));
         wait_for_end().await?;
         tracing::info!("ending");
         let _ = std::fs::remove_file(config.ready_file());
@@ -74,18 +85,6 @@ pub fn run(global: &Global, ready_fd: Option<RawFd>) -> CommandResult {
 fn worker_threads() -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     cpus.clamp(1, WORKER_THREADS_MAX)
-}
-
-fn start_log(config: &Config) {
-    let filter = std::env::var("OMFS_LOG").unwrap_or_else(|_| config.log.filter.to_string());
-    let filter = tracing_subscriber::EnvFilter::try_new(&filter)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // A second start in one process happens in tests only.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .try_init();
 }
 
 fn make_run_dir(dir: &Path) -> anyhow::Result<()> {

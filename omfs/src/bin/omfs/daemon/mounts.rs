@@ -73,7 +73,7 @@ impl Mounter {
         let point = (!point.is_empty()).then(|| PathBuf::from(point));
         match fs::resume(fuse, self.config(), &self.journal(id)) {
             Ok(session) => {
-                tracing::info!("took over the mount {id} {}", text(point.as_deref()));
+                tracing::info!("took over a mount {}", text(point.as_deref()));
                 self.served().sessions.push(Arc::new(session));
                 Some(point)
             }

@@ -78,8 +78,22 @@ fn check_machine(shared: &Shared, request: &v1::PrepareGuestRequest) -> Result<(
             "its kernel {}.{} is older than {}.{}",
             version.0, version.1, KERNEL_MIN.0, KERNEL_MIN.1
         ))),
-        _ => Ok(()),
+        _ => check_mount(shared),
     }
+}
+
+/// Guests see their home's files through it.
+fn check_mount(shared: &Shared) -> Result<(), ControlError> {
+    let point = &*shared.context.config.mount.guests;
+    let real = || point.canonicalize().unwrap_or_default();
+    let mounted = omfs::fs::mount::mounted();
+    if mounted.iter().any(|one| one == point) || mounted.contains(&real()) {
+        return Ok(());
+    }
+    Err(ControlError::Refused(format!(
+        "omfs is not mounted on {0} there (mount -t fuse.omfs omfs {0})",
+        point.display()
+    )))
 }
 
 fn kernel() -> Option<(u32, u32)> {
@@ -134,7 +148,11 @@ fn start(shared: &Arc<Shared>, key: GuestKey, home: &str) -> io::Result<v1::Prep
         "--pid",
         &pid,
     ];
-    let arguments = arguments.map(OsString::from);
+    let mut arguments = arguments.map(OsString::from).to_vec();
+    let place = shared.cgroup.expect_guest();
+    for dir in place.dirs() {
+        arguments.extend([OsString::from("--cgroup"), dir.into()]);
+    }
     let secret = [(TOKEN_VARIABLE, hex)];
     let child = keeper::start(
         &shared.context,
@@ -149,6 +167,7 @@ fn start(shared: &Arc<Shared>, key: GuestKey, home: &str) -> io::Result<v1::Prep
         child,
         format!("supervisor of {}-{}", key.0, key.1),
         move || {
+            drop(place);
             after.guests.ended(process);
             after.balancer().withdrawn(key.0, Pid(key.1));
             after.refresh();

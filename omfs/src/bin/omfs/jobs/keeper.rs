@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -60,6 +61,7 @@ pub fn start(
 ) -> io::Result<std::process::Child> {
     // The running program, also when its file was replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
+    command.arg0("omfs");
     if let Some(path) = &context.config_path {
         command.arg("--config").arg(path);
     }

@@ -9,11 +9,13 @@
 //! * `locks` — jobs that were placed by hand; `policy_store` — the admin's switches on disk.
 //! * `guest_table` — which local processes are guests, for the filesystem; `host_table` — where
 //!   this node's jobs are, for the export.
+//! * `guest_cgroup` — what guests' CPU time and memory are counted and weighed in.
 //! * `reception` — who connects to a supervisor.
 //! * `shim_main`, `supervisor_main` — the hidden subcommands.
 
 mod balance;
 mod child;
+mod guest_cgroup;
 mod guest_table;
 mod host;
 mod host_table;
@@ -42,6 +44,7 @@ use proto::ids::NodeId;
 use proto::v1;
 use tokio::sync::mpsc;
 
+pub use child::name_process;
 #[allow(unused_imports)]
 pub use guest_table::GuestTable;
 pub use keeper::bind as bind_private;
@@ -233,5 +236,6 @@ impl Jobs {
     /// The daemon ends; shims and supervisors go on.
     pub async fn shutdown(&self) {
         self.balancer.stop();
+        self.shared.cgroup.remove_unused();
     }
 }

@@ -18,6 +18,7 @@ use proto::ids::NodeId;
 use proto::v1;
 
 use super::JobsContext;
+use super::guest_cgroup::GuestCgroup;
 use super::guest_table::GuestTable;
 use super::host_table::HostTable;
 use super::locks::Locks;
@@ -70,6 +71,8 @@ pub struct Shared {
     pub context: JobsContext,
     /// What shims and supervisors say.
     pub registry: Registry,
+    /// Where guests' CPU time and memory are counted.
+    pub cgroup: Arc<GuestCgroup>,
     /// For the filesystem.
     pub guests: Arc<GuestTable>,
     /// For the export.
@@ -126,6 +129,9 @@ impl Shared {
             locks,
             policy_store,
             registry,
+            cgroup: Arc::new(GuestCgroup::find(
+                context.config.balance.guests_weight_percent,
+            )),
             guests: Arc::default(),
             hosts: Arc::default(),
             cpu: migrator::image::cpu::here().context("cannot read the CPU's features")?,

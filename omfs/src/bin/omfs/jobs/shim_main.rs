@@ -38,7 +38,7 @@ pub struct ShimArgs {
 /// # Errors
 /// The job could not be taken over.
 pub fn shim_main(args: ShimArgs) -> anyhow::Result<()> {
-    let start = child::start(args.config.as_deref(), c"omfs-shim")?;
+    let start = child::start(args.config.as_deref(), "omfs-shim")?;
     let jobs = start.config.node.run_dir.join("jobs");
     let state_file = jobs.join(format!("{}.json", args.pid));
     let config = ShimConfig {

@@ -8,6 +8,7 @@ use migrator::supervisor::SupervisorConfig;
 use proto::ids::NodeId;
 
 use super::child::{self, Start};
+use super::guest_cgroup;
 use super::keeper;
 use super::reception::await_guest;
 
@@ -28,6 +29,9 @@ pub struct SupervisorArgs {
     /// The job's PID at home
     #[arg(long)]
     pid: i32,
+    /// A cgroup that the guest joins
+    #[arg(long)]
+    cgroup: Vec<std::path::PathBuf>,
     /// Configuration file
     #[arg(from_global)]
     config: Option<std::path::PathBuf>,
@@ -38,7 +42,8 @@ pub struct SupervisorArgs {
 /// # Errors
 /// Nobody came, or the guest could not be built.
 pub fn supervisor_main(args: SupervisorArgs) -> anyhow::Result<()> {
-    let start = child::start(args.config.as_deref(), c"omfs-supervisor")?;
+    let daemon = nix::unistd::getppid();
+    let start = child::start(args.config.as_deref(), "omfs-supervisor")?;
     let token = std::env::var(TOKEN_VARIABLE).context("no token")?;
     let listener = TcpListener::from(start.listener.try_clone()?);
     let (home, until) = (NodeId(args.home_id), Instant::now() + EXPIRY);
@@ -53,6 +58,10 @@ pub fn supervisor_main(args: SupervisorArgs) -> anyhow::Result<()> {
     let result = migrator::supervisor::run(config, link, Some(control));
     let _ = std::fs::remove_file(socket);
     let _ = std::fs::remove_file(state_file);
+    if nix::unistd::getppid() != daemon {
+        // The daemon, which makes and removes the guests' cgroup, has ended meanwhile.
+        guest_cgroup::remove_unused(&args.cgroup);
+    }
     result.with_context(|| format!("guest {}-{}", args.home_id, args.pid))
 }
 
@@ -67,7 +76,7 @@ fn config(start: &Start, args: &SupervisorArgs) -> SupervisorConfig {
         root: mfs.join(&args.home),
         proc_dir: deputies.join(args.pid.to_string()),
         mfs: Some(mfs),
-        cgroups: Vec::new(),
+        cgroups: args.cgroup.clone(),
         state_file: Some(guests.join(format!("{}-{}.json", args.home_id, args.pid))),
     }
 }

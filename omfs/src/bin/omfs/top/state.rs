@@ -58,6 +58,8 @@ pub enum Mode {
     },
     /// Asked whether all guests shall go.
     ConfirmExpel,
+    /// Keys are explained; the next one ends that.
+    Help,
 }
 
 /// The view's state.
@@ -127,6 +129,10 @@ impl State {
         match self.mode.clone() {
             Mode::Browse => self.browse(key.code),
             Mode::ChooseNode { pid, marked } => self.choose(key.code, pid, marked),
+            Mode::Help => {
+                self.mode = Mode::Browse;
+                Action::Nothing
+            }
             Mode::ConfirmExpel => {
                 self.mode = Mode::Browse;
                 match key.code {
@@ -162,6 +168,7 @@ impl State {
                     return self.begin(Action::Move { pid, target });
                 }
             }
+            KeyCode::Char('?') | KeyCode::F(1) => self.mode = Mode::Help,
             KeyCode::Char('e') => self.mode = Mode::ConfirmExpel,
             _ => {}
         }
