@@ -164,7 +164,11 @@ impl Search<'_> {
     /// Whether there is a link on the way, the last name included.
     fn meets_link(&self, path: &Path) -> bool {
         let found = self.resolve(path, OFlag::O_NOFOLLOW, ResolveFlag::RESOLVE_NO_SYMLINKS);
-        !matches!(found, Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES))
+        match found {
+            Ok(_) => true,
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => false,
+            Err(error) => !is_unanswered(error),
+        }
     }
 
     fn ends_at_home(&self, path: &Path, follows: bool) -> bool {
@@ -172,7 +176,7 @@ impl Search<'_> {
             // No device can be opened there, neither here nor at home, and `here` is this node.
             Ok(found) if path.starts_with(MFS) => is_fifo(&found),
             Ok(found) => is_in_kernel(&found) || self.opens && is_homes(&found),
-            Err(_) => self.passes_home(path, follows),
+            Err(error) => !is_unanswered(error) && self.passes_home(path, follows),
         }
     }
 
@@ -184,11 +188,16 @@ impl Search<'_> {
             let Some(parent) = path.parent().map(Path::to_owned) else {
                 return false;
             };
-            let link = follows.then(|| self.find(&path, false).ok()).flatten();
+            let link = follows.then(|| self.find(&path, false)).transpose();
+            if link.as_ref().is_err_and(|error| is_unanswered(*error)) {
+                return false;
+            }
+            let link = link.ok().flatten();
             match link.and_then(|link| readlinkat(&link, "").ok()) {
                 Some(target) => path = parent.join(Path::new(&target)),
                 None => match self.find(&parent, true) {
                     Ok(parent) => return is_in_kernel(&parent),
+                    Err(error) if is_unanswered(error) => return false,
                     Err(_) => (path, follows) = (parent, true),
                 },
             }
@@ -198,6 +207,16 @@ impl Search<'_> {
         }
         false
     }
+}
+
+/// Whether nobody was there to say what a name means. Each question takes half a minute then, and
+/// the guest's keeper has others to hear meanwhile.
+fn is_unanswered(error: Errno) -> bool {
+    use Errno::{EHOSTDOWN, EINTR, EIO, ENOTCONN, ESTALE, ETIMEDOUT};
+    matches!(
+        error,
+        EHOSTDOWN | EINTR | EIO | ENOTCONN | ESTALE | ETIMEDOUT
+    )
 }
 
 fn is_fifo(found: &OwnedFd) -> bool {

@@ -51,16 +51,25 @@ def raw(number, *args):
     return errno.errorcode[ctypes.get_errno()] if result == -1 else result
 
 
+# null and zero are the host's own: what they are is the same everywhere, where they are is not.
+LOCAL_DEVICES = os.makedev(1, 3), os.makedev(1, 5)
+
+
 def identity(found):
     if isinstance(found, str):
         return found
-    return oct(found.st_mode), found.st_dev, found.st_ino, found.st_rdev, found.st_uid, found.st_gid
+    place = (found.st_dev, found.st_ino) if found.st_rdev not in LOCAL_DEVICES else "the host's own"
+    return oct(found.st_mode), place, found.st_rdev, found.st_uid, found.st_gid
 
 
 def statx(path, flags=0):
     buffer = ctypes.create_string_buffer(256)
     result = raw(332, -100, path.encode(), flags, 0x7FF, buffer)
-    return result or (struct.unpack_from("<H", buffer, 28)[0], struct.unpack_from("<Q", buffer, 32)[0], struct.unpack_from("<IIII", buffer, 128))
+    if result:
+        return result
+    mode, inode = struct.unpack_from("<H", buffer, 28)[0], struct.unpack_from("<Q", buffer, 32)[0]
+    device, place = struct.unpack_from("<II", buffer, 128), struct.unpack_from("<II", buffer, 136)
+    return mode, device, (inode, place) if os.makedev(*device) not in LOCAL_DEVICES else "the host's own"
 
 
 class State:

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use omfs::cluster::directory::Directory;
@@ -20,6 +21,9 @@ use proto::v1::Hello;
 
 use super::mounts::Mounter;
 use crate::jobs::Jobs;
+
+/// How long a mount that is in use is tried to be taken down when the daemon ends.
+const UNMOUNT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The data port, listening; it is known early because the other nodes are told its number.
 pub struct DataPort {
@@ -153,9 +157,22 @@ impl Files {
 
     fn unmount(&self) {
         for point in &self.own_mounts {
-            if let Err(error) = mount::unmount(point) {
+            if let Err(error) = unmount_patiently(point) {
                 tracing::info!("{} stays: {error}", point.display());
             }
+        }
+    }
+}
+
+/// Who just looks at the directory makes the mount busy for that moment.
+fn unmount_patiently(point: &Path) -> std::io::Result<()> {
+    let until = Instant::now() + UNMOUNT_PATIENCE;
+    loop {
+        match mount::unmount(point) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+                std::thread::sleep(UNMOUNT_PATIENCE / 10);
+            }
+            other => return other,
         }
     }
 }
