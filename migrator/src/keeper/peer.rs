@@ -1,8 +1,9 @@
 //! The other end of a link, and whether it lives.
 
+use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,18 @@ struct Shared {
     silence: Silence,
     moving: AtomicBool,
     ended: AtomicBool,
+    when_lost: WhenLost,
     next_request: AtomicU64,
+}
+
+/// What is done at once when the link has ended, whatever the keeper's loop is waiting for.
+#[derive(Default)]
+struct WhenLost(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for WhenLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WhenLost").finish_non_exhaustive()
+    }
 }
 
 /// How long the peer has been silent while we listened: on a busy machine we may be late ourselves,
@@ -91,6 +103,13 @@ impl Shared {
         }
     }
 
+    fn lost(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        if let Some(act) = self.when_lost.0.get() {
+            act();
+        }
+    }
+
     fn send(&self, kind: FrameKind, id: RequestId, header: &[u8], data: &[u8]) -> io::Result<()> {
         let payload: &[&[u8]] = if data.is_empty() { &[] } else { &[data] };
         self.sink.send(Outgoing {
@@ -114,6 +133,7 @@ impl Peer {
             silence: Silence::default(),
             moving: AtomicBool::new(true),
             ended: AtomicBool::new(false),
+            when_lost: WhenLost::default(),
             next_request: AtomicU64::new(1),
         });
         let (source, reading, to) = (link.source, Arc::clone(&shared), inbox.clone());
@@ -127,6 +147,22 @@ impl Peer {
     #[must_use]
     pub fn id(&self) -> PeerId {
         self.id
+    }
+
+    /// Has `act` done as soon as the link ends, by the thread that learns of it; now, if it has
+    /// ended. The keeper's loop hears of it later: it may be waiting for files that only the peer's
+    /// node has. To be called once.
+    pub fn when_lost(&self, act: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.when_lost.0.set(Box::new(act));
+        if self.has_ended() {
+            self.shared.lost();
+        }
+    }
+
+    /// Whether the link has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::SeqCst)
     }
 
     /// During moves the peer may be silent for longer.
@@ -227,7 +263,7 @@ fn read(id: PeerId, mut source: Box<dyn FrameSource>, shared: &Shared, inbox: &I
             break "the link does not take answers".to_owned();
         }
     };
-    shared.ended.store(true, Ordering::Relaxed);
+    shared.lost();
     let _ = inbox.put(Input::Lost(id, why));
 }
 
@@ -236,6 +272,7 @@ fn ping(id: PeerId, shared: &Shared, inbox: &InboxSender) {
         let silence = shared.silence.listened();
         if silence > shared.silence_max() {
             let why = format!("no sign of life for {} s", silence.as_secs());
+            shared.lost();
             let _ = inbox.put(Input::Lost(id, why));
             shared.sink.close();
             return;
@@ -302,7 +339,14 @@ mod tests {
             panic!("no reply");
         };
         assert_eq!((frame.kind, frame.id), (FrameKind::Reply, id));
+        let (told, hear) = std::sync::mpsc::channel();
+        near.when_lost(move || {
+            let _ = told.send(());
+        });
+        assert!(!near.has_ended());
         drop(far);
+        hear.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(near.has_ended());
         assert!(matches!(
             left.next(soon).unwrap(),
             Some(Input::Lost(PeerId(1), _))

@@ -28,6 +28,7 @@ mod decide_tests;
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -129,9 +130,15 @@ fn host(config: &SupervisorConfig, inbox: &Inbox, peer: Peer, mut cage: Cage) ->
         .map_err(io::Error::other)?;
     let _ = host.peer.tell(What::Running(Running {}), &[]); // a broken link shows when serving
     host.peer.set_moving(false);
+    // The loop may hang in a look at home's files just then.
+    let guest = crate::sys::pidfd::open(host.guest.host_pid)?;
+    host.peer.when_lost(move || {
+        let _ = crate::sys::pidfd::send_signal(guest.as_fd(), libc::SIGKILL); // or it has ended
+    });
     host.publish();
     let end = match host.serve() {
         Err(error) if is_of_the_link(&error) => End::Abandoned(error.to_string()),
+        Ok(End::Exited(_)) if host.peer.has_ended() => End::Abandoned("home is lost".to_owned()),
         other => other?,
     };
     match end {
