@@ -23,6 +23,8 @@ use crate::tracee::{Frozen, TraceeError, options};
 pub const PROTOCOL_VERSION: u32 = 1;
 /// How long stopping all threads may take.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a target's reason for closing the link is waited for.
+const REASON_LIMIT: Duration = Duration::from_secs(1);
 /// How long the target may take to build the guest after the last page.
 pub(super) const BUILD_LIMIT: Duration = Duration::from_secs(60);
 /// How long the guest may take to start after `Go`.
@@ -78,8 +80,21 @@ impl Shim {
                 if let Err(thaw) = frozen.thaw() {
                     tracing::error!(pid = self.config.pid, %thaw, "thawing after a failed move");
                 }
-                Err(error)
+                Err(self.reason(&peer, error))
             }
+        }
+    }
+
+    /// A target that refuses closes the link, maybe while we send; what it said may have come.
+    fn reason(&mut self, peer: &Peer, error: MoveError) -> MoveError {
+        if !matches!(error, MoveError::Link(_)) {
+            return error;
+        }
+        let deadline = Instant::now() + REASON_LIMIT;
+        let mut ear = Ear::new(&self.inbox, &mut self.later);
+        match ear.next(peer, "the reason", deadline) {
+            Err(refused @ MoveError::Refused { .. }) => refused,
+            _ => error,
         }
     }
 

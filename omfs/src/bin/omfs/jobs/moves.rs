@@ -26,8 +26,9 @@ const REQUEST_ANSWER_MAX: Duration = Duration::from_secs(8);
 /// will decide anew.
 const MOVE_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// How many shims an order is given to, when each brings its job home by itself and ends meanwhile.
-const ORDER_TRIES_MAX: u32 = 5;
+/// How often an order is given to shims, when each brings its job home by itself and ends meanwhile:
+/// on a busy node the end of one may take several times [`SHIM_ENDS_MAX`].
+const ORDER_TRIES_MAX: u32 = 20;
 
 /// A shim whose job is home ends within this time, unless it waits for another order.
 const SHIM_ENDS_MAX: Duration = Duration::from_millis(300);
