@@ -132,7 +132,12 @@ fn host(config: &SupervisorConfig, inbox: &Inbox, peer: Peer, mut cage: Cage) ->
     host.peer.set_moving(false);
     // The loop may hang in a look at home's files just then.
     let guest = crate::sys::pidfd::open(host.guest.host_pid)?;
+    let pid = config.home_pid;
     host.peer.when_lost(move || {
+        tracing::warn!(
+            pid,
+            "home is lost or has taken it over: guest killed, if it is there still"
+        );
         let _ = crate::sys::pidfd::send_signal(guest.as_fd(), libc::SIGKILL); // or it has ended
     });
     host.publish();

@@ -1,15 +1,17 @@
 //! The state files of one directory, looked at again and again: a file that is as it was is not
-//! read, and a keeper that was known is asked of by its process descriptor.
+//! read.
+//!
+//! Whether a keeper lives is asked in one way only ([`is_keeper`]): a process descriptor tells of an
+//! end a moment later, and in that moment the next keeper of the same job may be started, whose
+//! socket would then be taken for the old one's.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirEntry, Metadata};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use migrator::control::{JobState, RunState, read_state};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// State files that are read.
 const FILES_MAX: usize = 4096;
@@ -32,7 +34,6 @@ pub struct KeeperFiles {
     /// The subcommand that its keepers run.
     keeper: &'static str,
     read: HashMap<PathBuf, Read>,
-    keepers: HashMap<i32, OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -72,7 +73,6 @@ impl KeeperFiles {
             directory: directory.to_owned(),
             keeper,
             read: HashMap::new(),
-            keepers: HashMap::new(),
         }
     }
 
@@ -92,15 +92,13 @@ impl KeeperFiles {
             let Some(state) = self.state(&entry, before.remove(&path)) else {
                 continue;
             };
-            if self.lives(state.keeper_pid) {
+            if is_keeper(state.keeper_pid, self.keeper) {
                 found.live.insert(key, state);
             } else {
                 self.clean_up(&path, &state);
                 found.left_behind.insert(key, state);
             }
         }
-        let keepers: Vec<i32> = found.live.values().map(|state| state.keeper_pid).collect();
-        self.keepers.retain(|pid, _| keepers.contains(pid));
         found
     }
 
@@ -131,21 +129,6 @@ impl KeeperFiles {
         }
     }
 
-    fn lives(&mut self, pid: i32) -> bool {
-        if let Some(process) = self.keepers.get(&pid) {
-            return !has_ended(process);
-        }
-        let process = migrator::sys::pidfd::open(pid);
-        // Looked at after the descriptor was had, so that it stands for what was looked at.
-        if !is_keeper(pid, self.keeper) {
-            return false;
-        }
-        if let Ok(process) = process {
-            self.keepers.insert(pid, process);
-        }
-        true
-    }
-
     fn clean_up(&mut self, path: &Path, state: &JobState) {
         if !matches!(
             state.state,
@@ -157,12 +140,6 @@ impl KeeperFiles {
         let _ = std::fs::remove_file(path);
         self.read.remove(path);
     }
-}
-
-/// A process descriptor is readable when its process has ended (pidfd_open(2)).
-fn has_ended(process: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
 }
 
 /// Waits until a keeper has ended; false if it lives on.
@@ -265,6 +242,6 @@ mod tests {
         child.wait().unwrap();
         let found = files.look(number);
         assert!(found.live.is_empty() && found.left_behind.contains_key(&7));
-        assert!(!path.exists() && files.keepers.is_empty());
+        assert!(!path.exists());
     }
 }
