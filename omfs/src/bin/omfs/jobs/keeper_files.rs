@@ -199,12 +199,12 @@ mod tests {
         let mut files = KeeperFiles::new(directory.path(), "shim");
         for round in 0..200 {
             // In place and of equal length: neither inode number nor size tells.
-            let note = format!("{round:03}");
+            let note = format!("note{round:03}");
             if round == 0 {
                 write(&path, me, &note);
             } else {
                 let text = std::fs::read_to_string(&path).unwrap();
-                let text = text.replace(&format!("{:03}", round - 1), &note);
+                let text = text.replace(&format!("note{:03}", round - 1), &note);
                 std::fs::write(&path, text).unwrap();
             }
             assert_eq!(files.look(number).live[&7].note, note);
