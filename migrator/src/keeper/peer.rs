@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,9 +47,15 @@ struct Shared {
     next_request: AtomicU64,
 }
 
-/// What is done at once when the link has ended, whatever the keeper's loop is waiting for.
+/// What is done once when the link has ended, whatever the keeper's loop is waiting for.
 #[derive(Default)]
-struct WhenLost(OnceLock<Box<dyn Fn() + Send + Sync>>);
+struct WhenLost(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl WhenLost {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn FnOnce() + Send>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl fmt::Debug for WhenLost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,7 +111,8 @@ impl Shared {
 
     fn lost(&self) {
         self.ended.store(true, Ordering::SeqCst);
-        if let Some(act) = self.when_lost.0.get() {
+        let act = self.when_lost.lock().take();
+        if let Some(act) = act {
             act();
         }
     }
@@ -151,9 +158,9 @@ impl Peer {
 
     /// Has `act` done as soon as the link ends, by the thread that learns of it; now, if it has
     /// ended. The keeper's loop hears of it later: it may be waiting for files that only the peer's
-    /// node has. To be called once.
-    pub fn when_lost(&self, act: impl Fn() + Send + Sync + 'static) {
-        let _ = self.shared.when_lost.0.set(Box::new(act));
+    /// node has. Nothing is done when the keeper ends the link itself.
+    pub fn when_lost(&self, act: impl FnOnce() + Send + 'static) {
+        *self.shared.when_lost.lock() = Some(Box::new(act));
         if self.has_ended() {
             self.shared.lost();
         }
@@ -220,6 +227,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        self.shared.when_lost.lock().take();
         self.shared.ended.store(true, Ordering::Relaxed);
         self.shared.sink.close();
     }

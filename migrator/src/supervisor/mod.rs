@@ -134,11 +134,9 @@ fn host(config: &SupervisorConfig, inbox: &Inbox, peer: Peer, mut cage: Cage) ->
     let guest = crate::sys::pidfd::open(host.guest.host_pid)?;
     let pid = config.home_pid;
     host.peer.when_lost(move || {
-        tracing::warn!(
-            pid,
-            "home is lost or has taken it over: guest killed, if it is there still"
-        );
-        let _ = crate::sys::pidfd::send_signal(guest.as_fd(), libc::SIGKILL); // or it has ended
+        if crate::sys::pidfd::send_signal(guest.as_fd(), libc::SIGKILL).is_ok() {
+            tracing::info!(pid, "the link to home has ended: guest killed");
+        }
     });
     host.publish();
     let end = match host.serve() {
