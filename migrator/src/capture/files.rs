@@ -183,11 +183,11 @@ fn mark_shared(pid: i32, files: &mut [FileImage]) {
     if wanted.is_empty() {
         return;
     }
-    let ours = program_of(Path::new("/proc/self/exe"));
+    let program_of = |pid: &str| file_id(Path::new(&format!("/proc/{pid}/exe"))).ok();
+    let ours = program_of("self");
     for other in procfs::processes().unwrap_or_default() {
         // The daemon and other keepers use no offsets, and have many descriptors.
-        let exe = format!("/proc/{other}/exe");
-        if other == pid || ours.is_some() && program_of(Path::new(&exe)) == ours {
+        if other == pid || ours.is_some() && program_of(&other.to_string()) == ours {
             continue;
         }
         for (number, device_and_inode) in inodes_of(other).unwrap_or_default() {
@@ -200,11 +200,6 @@ fn mark_shared(pid: i32, files: &mut [FileImage]) {
             }
         }
     }
-}
-
-fn program_of(exe: &Path) -> Option<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(exe).ok().map(|data| (data.dev(), data.ino()))
 }
 
 /// Device and inode of each open descriptor. There may be tens of thousands on a node, and the

@@ -36,7 +36,7 @@ pub(super) fn capture_signals(
 
 /// `struct kernel_sigaction` (handler, flags, restorer, mask) and `struct itimerval` (interval and
 /// value, seconds and microseconds each) are both four words.
-const ANSWER_BYTES: u64 = 32;
+const ANSWER_WORDS: usize = 4;
 
 /// Has the process ask for its signal actions and its CPU-time timers.
 fn ask_kernel(
@@ -45,7 +45,7 @@ fn ask_kernel(
     image: &mut ProcessImage,
 ) -> Result<(), CaptureError> {
     let scratch = frozen.stub()?.scratch;
-    let place = |at: usize| scratch + at as u64 * ANSWER_BYTES;
+    let place = |at: usize| scratch + (at * ANSWER_WORDS * size_of::<u64>()) as u64;
     let actions = signals.iter().enumerate().map(|(at, signal)| {
         let args = [*signal as u64, 0, place(at), 8, 0, 0];
         Call::new(("rt_sigaction", libc::SYS_rt_sigaction), args)
@@ -56,32 +56,23 @@ fn ask_kernel(
     });
     let calls: Vec<Call> = actions.chain(timers).collect();
     frozen.calls_checked(0, &calls)?;
-    let mut answers = vec![0; calls.len() * ANSWER_BYTES as usize];
-    frozen
-        .leader()?
-        .stopped
-        .memory()
-        .read(scratch, &mut answers)?;
-    let mut answers = answers.chunks(ANSWER_BYTES as usize).map(words);
-    for (signal, words) in signals.iter().zip(answers.by_ref()) {
-        image.actions.push(action(*signal, words));
-    }
-    for (which, words) in OWN_TIMERS.iter().zip(answers) {
-        image.timers.extend(timer(*which, words));
-    }
+    let memory = frozen.leader()?.stopped.memory();
+    let words = memory.read_words(scratch, calls.len() * ANSWER_WORDS)?;
+    let (answers, _) = words.as_chunks::<ANSWER_WORDS>();
+    let (of_signals, of_timers) = answers.split_at(signals.len());
+    let actions = signals.iter().zip(of_signals);
+    image
+        .actions
+        .extend(actions.map(|(signal, words)| action(*signal, *words)));
+    let timers = OWN_TIMERS.iter().zip(of_timers);
+    image
+        .timers
+        .extend(timers.filter_map(|(which, words)| timer(*which, *words)));
     Ok(())
 }
 
 /// Timers of the process' own CPU time.
-const OWN_TIMERS: [i32; 2] = [libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
-
-fn words(bytes: &[u8]) -> [u64; 4] {
-    let word = |at: usize| {
-        let bytes = bytes.get(at * 8..at * 8 + 8).unwrap_or_default();
-        bytes.try_into().map_or(0, u64::from_ne_bytes)
-    };
-    [word(0), word(1), word(2), word(3)]
-}
+pub(crate) const OWN_TIMERS: [i32; 2] = [libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
 
 fn action(signal: i32, [handler, flags, restorer, mask]: [u64; 4]) -> SignalActionImage {
     SignalActionImage {

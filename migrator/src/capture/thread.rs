@@ -8,7 +8,7 @@ use super::{CaptureError, inner_id};
 
 const PR_GET_TID_ADDRESS: u64 = 40;
 /// `stack_t` of sigaltstack(2).
-const STACK_BYTES: usize = 24;
+const STACK_WORDS: usize = 3;
 
 pub(super) fn capture_all(frozen: &mut Frozen) -> Result<Vec<ThreadImage>, CaptureError> {
     (0..frozen.threads.len())
@@ -65,7 +65,7 @@ fn ask_kernel(
     image: &mut ThreadImage,
 ) -> Result<(), CaptureError> {
     let scratch = frozen.stub()?.scratch;
-    let address = scratch + STACK_BYTES as u64;
+    let address = scratch + (STACK_WORDS * size_of::<u64>()) as u64;
     let calls = [
         Call::new(
             ("sigaltstack", libc::SYS_sigaltstack),
@@ -78,24 +78,20 @@ fn ask_kernel(
     ];
     frozen.calls_checked(index, &calls)?;
     let memory = frozen.leader()?.stopped.memory();
-    let mut stack = [0; STACK_BYTES];
-    memory.read(scratch, &mut stack)?;
-    image.alt_stack = alt_stack(&stack);
-    image.clear_child_tid = memory.read_u64(address)?;
+    let words = memory.read_words(scratch, STACK_WORDS + 1)?;
+    if let [stack, flags, bytes, clear_child_tid] = words[..] {
+        image.alt_stack = alt_stack(stack, flags as u32 as i32, bytes);
+        image.clear_child_tid = clear_child_tid;
+    }
     Ok(())
 }
 
 /// `stack_t` as the kernel writes it: address, flags and padding, size.
-fn alt_stack(bytes: &[u8; STACK_BYTES]) -> Option<AltStackImage> {
-    let word = |at: usize| {
-        let bytes = bytes.get(at..at + 8).unwrap_or_default();
-        bytes.try_into().map_or(0, u64::from_ne_bytes)
-    };
-    let flags = word(8) as u32 as i32;
+fn alt_stack(address: u64, flags: i32, bytes: u64) -> Option<AltStackImage> {
     // SS_ONSTACK is a state, derived from the stack pointer, and cannot be set.
     (flags & libc::SS_DISABLE == 0).then_some(AltStackImage {
-        address: word(0),
-        bytes: word(16),
+        address,
+        bytes,
         flags: flags & !libc::SS_ONSTACK,
     })
 }

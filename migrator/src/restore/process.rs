@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::capture::process::OWN_TIMERS;
 use crate::image::{LayoutImage, LimitImage, ProcessImage, SignalActionImage};
 use crate::tracee::{Call, Frozen, RawSiginfo, TraceeError, procfs};
 
@@ -69,30 +70,35 @@ pub(super) fn set_actions(frozen: &mut Frozen, image: &ProcessImage) -> Result<(
         ..SignalActionImage::default()
     });
     let all: Vec<_> = defaults.chain(image.actions.iter().copied()).collect();
-    let mut arguments = Vec::new();
-    let mut calls = Vec::new();
-    let scratch = frozen.stub()?.scratch;
-    for action in all.iter().filter(|action| settable(action.signal)) {
-        let args = [
-            action.signal as u64,
-            scratch + arguments.len() as u64,
-            0,
-            8,
-            0,
-            0,
-        ];
-        calls.push(Call::new(("rt_sigaction", libc::SYS_rt_sigaction), args));
-        let words = [action.handler, action.flags, action.restorer, action.mask];
-        arguments.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
-    }
-    frozen
-        .leader()?
-        .stopped
-        .memory()
-        .write(scratch, &arguments)?;
-    frozen.calls_checked(0, &calls)?;
+    let settable = all.iter().filter(|action| settable(action.signal));
+    let items: Vec<(i32, [u64; 4])> = settable
+        .map(|action| {
+            let words = [action.handler, action.flags, action.restorer, action.mask];
+            (action.signal, words)
+        })
+        .collect();
+    set_each(frozen, ("rt_sigaction", libc::SYS_rt_sigaction), &items, 8)?;
     frozen.actions_change();
     Ok(())
+}
+
+/// A call for each item, with its number and the address of its four words, then 0 and `fourth`.
+fn set_each(
+    frozen: &mut Frozen,
+    call: (&'static str, i64),
+    items: &[(i32, [u64; 4])],
+    fourth: u64,
+) -> Result<(), TraceeError> {
+    let words = items.iter().flat_map(|(_, words)| words);
+    let bytes: Vec<u8> = words.flat_map(|word| word.to_ne_bytes()).collect();
+    let arguments = frozen.put_arguments(&bytes)?;
+    let places = (arguments..).step_by(size_of::<[u64; 4]>());
+    let calls: Vec<Call> = items
+        .iter()
+        .zip(places)
+        .map(|((number, _), at)| Call::new(call, [*number as u64, at, 0, fourth, 0, 0]))
+        .collect();
+    frozen.calls_checked(0, &calls).map(drop)
 }
 
 /// Queues the signals that were pending: all threads block all signals now, so they wait. What
@@ -122,29 +128,22 @@ pub(super) fn set_timers(
     image: &ProcessImage,
     reset: bool,
 ) -> Result<(), RestoreError> {
-    let mut arguments = Vec::new();
-    let mut calls = Vec::new();
-    let scratch = frozen.stub()?.scratch;
-    for which in [libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
+    let mut items = Vec::new();
+    for which in OWN_TIMERS {
         let timer = image.timers.iter().find(|timer| timer.which == which);
         if timer.is_none() && !reset {
             continue;
         }
-        let at = scratch + arguments.len() as u64;
-        let args = [which as u64, at, 0, 0, 0, 0];
-        calls.push(Call::new(("setitimer", libc::SYS_setitimer), args));
         let (interval, value) = timer.map_or((0, 0), |timer| (timer.interval_us, timer.value_us));
-        let split = |us: u64| [us / 1_000_000, us % 1_000_000];
-        let words = [split(interval), split(value)].concat();
-        arguments.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+        let [interval, value] = [interval, value].map(|us| (us / 1_000_000, us % 1_000_000));
+        items.push((which, [interval.0, interval.1, value.0, value.1]));
     }
-    frozen
-        .leader()?
-        .stopped
-        .memory()
-        .write(scratch, &arguments)?;
-    frozen.calls_checked(0, &calls)?;
-    Ok(())
+    Ok(set_each(
+        frozen,
+        ("setitimer", libc::SYS_setitimer),
+        &items,
+        0,
+    )?)
 }
 
 /// Sets these limits; a hard limit that this node does not allow is lowered to what it does.
@@ -175,18 +174,18 @@ fn present_limits(
     frozen: &mut Frozen,
     limits: &[&LimitImage],
 ) -> Result<Vec<(u64, u64)>, TraceeError> {
-    const LIMIT_BYTES: u64 = 16;
     let scratch = frozen.stub()?.scratch;
-    let place = |at: usize| scratch + at as u64 * LIMIT_BYTES;
-    let ask = |(at, limit): (usize, &&LimitImage)| {
-        let args = [limit.resource as u64, place(at), 0, 0, 0, 0];
+    let places = (scratch..).step_by(size_of::<[u64; 2]>());
+    let ask = |(limit, at): (&&LimitImage, u64)| {
+        let args = [limit.resource as u64, at, 0, 0, 0, 0];
         Call::new(("getrlimit", libc::SYS_getrlimit), args)
     };
-    let calls: Vec<Call> = limits.iter().enumerate().map(ask).collect();
+    let calls: Vec<Call> = limits.iter().zip(places).map(ask).collect();
     frozen.calls_checked(0, &calls)?;
     let memory = frozen.leader()?.stopped.memory();
-    let read = |at| Ok((memory.read_u64(place(at))?, memory.read_u64(place(at) + 8)?));
-    (0..limits.len()).map(read).collect()
+    let words = memory.read_words(scratch, 2 * limits.len())?;
+    let (pairs, _) = words.as_chunks();
+    Ok(pairs.iter().map(|[soft, hard]| (*soft, *hard)).collect())
 }
 
 fn set_limit(frozen: &mut Frozen, resource: u64, soft: u64, hard: u64) -> Result<(), TraceeError> {

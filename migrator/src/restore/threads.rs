@@ -79,13 +79,10 @@ pub(super) fn set_state(
     index: usize,
     image: &ThreadImage,
 ) -> Result<(), RestoreError> {
-    let scratch = frozen.stub()?.scratch;
     let mut arguments = stack_argument(image.alt_stack.as_ref()).to_vec();
     arguments.extend(image.comm.iter().take(NAME_BYTES - 1));
     arguments.resize(STACK_BYTES + NAME_BYTES, 0);
-    let memory = frozen.leader()?.stopped.memory();
-    memory.write(scratch, &arguments)?;
-    let calls = state_calls(image, scratch);
+    let calls = state_calls(image, frozen.put_arguments(&arguments)?);
     let results = frozen.calls(index, &calls)?;
     for (call, raw) in calls.iter().zip(results) {
         match checked(call.name, raw) {
@@ -175,7 +172,7 @@ fn set_rseq((address, bytes): (u64, u32), flags: u64, signature: u32) -> Call {
 pub(super) fn detach_from_memory(frozen: &mut Frozen, index: usize) -> Result<(), TraceeError> {
     const ROBUST_BYTES: u64 = 24;
     let pid = frozen.pid();
-    let scratch = frozen.stub()?.scratch;
+    let stack = frozen.put_arguments(&stack_argument(None))?;
     let thread = frozen
         .threads
         .get(index)
@@ -187,8 +184,6 @@ pub(super) fn detach_from_memory(frozen: &mut Frozen, index: usize) -> Result<()
     let mut calls: Vec<Call> = registered.then_some(unregister).into_iter().collect();
     calls.push(set_robust_list(0, ROBUST_BYTES));
     calls.push(set_tid_address(0));
-    calls.push(set_stack(scratch));
-    let memory = frozen.leader()?.stopped.memory();
-    memory.write(scratch, &stack_argument(None))?;
+    calls.push(set_stack(stack));
     frozen.calls_checked(index, &calls).map(drop)
 }

@@ -31,11 +31,10 @@ pub(super) const LOOP: [u8; 51] = [
     0xcc, // int3
 ];
 /// One entry of the table: number, six arguments, result.
-const ENTRY_BYTES: usize = 64;
-const RESULT_AT: usize = 56;
+const ENTRY_WORDS: usize = 8;
 /// Most calls of one round; the table is at the end of the scratch memory.
 const CALLS_MAX: usize = 32;
-const TABLE_BYTES: u64 = (CALLS_MAX * ENTRY_BYTES) as u64;
+const TABLE_BYTES: u64 = (CALLS_MAX * ENTRY_WORDS * size_of::<u64>()) as u64;
 const SIGTRAP_BIT: u64 = 1 << (libc::SIGTRAP - 1);
 /// Signals by which the kernel says that an instruction cannot be executed.
 const FAULTS: [i32; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
@@ -81,12 +80,6 @@ impl Stub {
     fn behind_loop(&self) -> u64 {
         self.code + LOOP_OFFSET + LOOP.len() as u64
     }
-
-    /// Scratch memory that a round of calls leaves alone, from the beginning.
-    #[must_use]
-    pub fn argument_bytes(&self) -> u64 {
-        self.scratch_bytes.saturating_sub(TABLE_BYTES)
-    }
 }
 
 impl Stopped {
@@ -108,13 +101,9 @@ impl Stopped {
         regs.r13 = table + entries.len() as u64;
         self.set_regs(&regs)?;
         self.run_into_trap(stub.behind_loop(), signals)?;
-        let mut answered = vec![0; entries.len()];
-        self.memory().read(table, &mut answered)?;
-        let result = |entry: &[u8]| {
-            let bytes = entry.get(RESULT_AT..)?.try_into().ok()?;
-            Some(i64::from_ne_bytes(bytes))
-        };
-        Ok(answered.chunks(ENTRY_BYTES).filter_map(result).collect())
+        let answered = self.memory().read_words(table, calls.len() * ENTRY_WORDS)?;
+        let results = answered.chunks(ENTRY_WORDS).filter_map(<[u64]>::last);
+        Ok(results.map(|result| result.cast_signed()).collect())
     }
 
     fn run_into_trap(
@@ -154,9 +143,26 @@ impl Stopped {
 }
 
 impl Frozen {
+    /// Puts what system calls point to at the beginning of the scratch memory; answers the address.
+    ///
+    /// # Errors
+    /// `Unexpected` when it is more than [`Self::calls`] leaves alone, [`TraceeError`].
+    pub fn put_arguments(&mut self, bytes: &[u8]) -> Result<u64, TraceeError> {
+        let stub = self.stub()?;
+        if stub.scratch + bytes.len() as u64 > stub.table() {
+            return Err(TraceeError::Unexpected {
+                tid: self.pid(),
+                what: format!("{} bytes of arguments", bytes.len()),
+            });
+        }
+        let memory = self.leader()?.stopped.memory();
+        memory.write(stub.scratch, bytes)?;
+        Ok(stub.scratch)
+    }
+
     /// Executes system calls in thread `index` (0 is the leader), one after the other, with all
     /// signals blocked and no signal stack in use; raw results in their order, whatever each is.
-    /// Arguments in scratch memory must lie within its first [`Stub::argument_bytes`].
+    /// What they point to is put into scratch memory by [`Self::put_arguments`].
     ///
     /// # Errors
     /// [`TraceeError`]; how many of the calls were made is not known then.
@@ -220,9 +226,10 @@ impl Frozen {
 mod tests {
     use std::error::Error;
     use std::io::{BufRead, BufReader, Write};
-    use std::process::{Child, Command, Stdio};
+    use std::process::ChildStdout;
     use std::time::Duration;
 
+    use super::super::tests::Guest;
     use super::*;
 
     type TestResult = Result<(), Box<dyn Error>>;
@@ -232,32 +239,12 @@ mod tests {
     const CLOSE: (&str, i64) = ("close", libc::SYS_close);
     const NOT_OPEN: [u64; 6] = [9999, 0, 0, 0, 0, 0];
 
-    struct Guest(Child);
-
-    impl Guest {
-        /// Runs a shell script until it has said something.
-        fn start(
-            script: &str,
-        ) -> Result<(Self, BufReader<std::process::ChildStdout>), Box<dyn Error>> {
-            let mut command = Command::new("sh");
-            command.args(["-c", script]);
-            command.stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut child = command.spawn()?;
-            let mut output = BufReader::new(child.stdout.take().ok_or("stdout")?);
-            output.read_line(&mut String::new())?;
-            Ok((Self(child), output))
-        }
-
-        fn pid(&self) -> i32 {
-            self.0.id() as i32
-        }
-    }
-
-    impl Drop for Guest {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
+    /// Runs a shell script until it has said something.
+    fn start(script: &str) -> Result<(Guest, BufReader<ChildStdout>), Box<dyn Error>> {
+        let mut guest = Guest::start("sh", &["-c", script])?;
+        let mut output = BufReader::new(guest.0.stdout.take().ok_or("stdout")?);
+        output.read_line(&mut String::new())?;
+        Ok((guest, output))
     }
 
     /// More than fit into one round, every third of which fails.
@@ -295,7 +282,7 @@ mod tests {
 
     #[test]
     fn results_come_in_order_and_the_program_goes_on() -> TestResult {
-        let (mut guest, mut output) = Guest::start("echo ready; cat")?;
+        let (mut guest, mut output) = start("echo ready; cat")?;
         for _ in 0..5 {
             let mut frozen = Frozen::freeze(guest.pid(), LIMIT)?;
             check_many(&mut frozen)?;
@@ -310,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_program_that_ignores_traps_goes_on_doing_so() -> TestResult {
-        let (guest, _output) = Guest::start("trap '' TRAP; echo ready; read line")?;
+        let (guest, _output) = start("trap '' TRAP; echo ready; read line")?;
         let mut frozen = Frozen::freeze(guest.pid(), LIMIT)?;
         check_many(&mut frozen)?;
         frozen.thaw()?;
@@ -327,7 +314,7 @@ mod tests {
              while ! [ -e {} ]; do sleep 0.01; done; echo end",
             done.display()
         );
-        let (guest, output) = Guest::start(&script)?;
+        let (guest, output) = start(&script)?;
         let pid = nix::unistd::Pid::from_raw(guest.pid());
         let mut frozen = Frozen::freeze(guest.pid(), LIMIT)?;
         frozen.stub()?;
@@ -346,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_program_that_is_killed_meanwhile_is_an_ordinary_answer() -> TestResult {
-        let (mut guest, _output) = Guest::start("echo ready; read line")?;
+        let (mut guest, _output) = start("echo ready; read line")?;
         let mut frozen = Frozen::freeze(guest.pid(), LIMIT)?;
         frozen.stub()?;
         guest.0.kill()?;

@@ -64,6 +64,17 @@ impl Memory {
         Ok(())
     }
 
+    /// Reads `count` native 64-bit numbers.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_words(&self, address: u64, count: usize) -> Result<Vec<u64>, TraceeError> {
+        let mut bytes = vec![0; count * size_of::<u64>()];
+        self.read(address, &mut bytes)?;
+        let (words, _) = bytes.as_chunks();
+        Ok(words.iter().copied().map(u64::from_ne_bytes).collect())
+    }
+
     /// Reads one native 64-bit number.
     ///
     /// # Errors

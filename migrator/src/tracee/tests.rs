@@ -13,10 +13,10 @@ type TestResult = Result<(), Box<dyn Error>>;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A child that is killed when a test ends early.
-struct Guest(Child);
+pub(super) struct Guest(pub(super) Child);
 
 impl Guest {
-    fn start(program: &str, args: &[&str]) -> std::io::Result<Self> {
+    pub(super) fn start(program: &str, args: &[&str]) -> std::io::Result<Self> {
         let mut command = Command::new(program);
         command
             .args(args)
@@ -25,7 +25,7 @@ impl Guest {
         command.spawn().map(Self)
     }
 
-    fn pid(&self) -> i32 {
+    pub(super) fn pid(&self) -> i32 {
         self.0.id() as i32
     }
 }
