@@ -19,6 +19,8 @@ pub mod config;
 pub mod dataplane;
 pub mod export;
 pub mod fs;
+#[cfg(test)]
+mod lateness;
 pub mod lease;
 pub mod pki;
 pub mod procfs;

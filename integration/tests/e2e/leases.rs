@@ -1,6 +1,6 @@
 //! What one node keeps of another's files is never old.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::lab::{Lab, wait};
@@ -99,7 +99,10 @@ fn cut_off() -> Result<()> {
     let began = Instant::now();
     lab.sh("n1", CHANGE)?;
     let took = began.elapsed();
-    ensure!(took < SOON / 4, "the writer got through after {took:?}");
+    ensure!(
+        took < Duration::from_secs(10),
+        "the writer got through after {took:?}"
+    );
     for _ in 0..4 {
         let seen = reader.ask("")?;
         ensure!(

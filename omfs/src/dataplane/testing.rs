@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proto::ids::NodeId;
 use proto::v1::fs_reply::Result as Answer;
@@ -225,36 +225,4 @@ fn forward(from: &TcpStream, to: &TcpStream, held: &Arc<AtomicBool>) {
         let _ = to.shutdown(Shutdown::Both);
         let _ = from.shutdown(Shutdown::Both);
     });
-}
-
-/// How late this machine is with waking somebody up while it is watched, all in all: a promise of
-/// so many seconds is kept by a busy machine so much later.
-pub(crate) struct Lateness {
-    over: Arc<AtomicBool>,
-    watching: thread::JoinHandle<Duration>,
-}
-
-impl Lateness {
-    const STEP: Duration = Duration::from_millis(10);
-
-    pub(crate) fn watch() -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&over);
-        let watching = thread::spawn(move || {
-            let mut late = Duration::ZERO;
-            while !told.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                thread::sleep(Self::STEP);
-                late += began.elapsed() - Self::STEP;
-            }
-            late
-        });
-        Self { over, watching }
-    }
-
-    /// Ends the watch.
-    pub(crate) fn total(self) -> Duration {
-        self.over.store(true, Ordering::Relaxed);
-        self.watching.join().unwrap()
-    }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::cluster::peers::{Liveness, PeerDirectory};
-use crate::dataplane::testing::Lateness;
+use crate::lateness::Lateness;
 
 /// A network in memory with links that can be cut.
 #[derive(Debug, Default)]
