@@ -309,17 +309,19 @@ mod tests {
         nix::fcntl::open("/", flags, Mode::empty())
     }
 
+    /// What this process sees, with these descriptors.
+    fn own_view<'g>(fds: &'g FdTable, root: &'g OwnedFd) -> View<'g> {
+        View {
+            guest: Guest { fds, threads: &[1] },
+            host_pid: std::process::id().cast_signed(),
+            root: root.as_fd(),
+        }
+    }
+
     #[test]
     fn a_relative_path_starts_at_its_directory() -> TestResult {
         let (root, fds) = (root()?, FdTable::new([(0, FdKind::Home)]));
-        let view = View {
-            guest: Guest {
-                fds: &fds,
-                threads: &[1],
-            },
-            host_pid: std::process::id().cast_signed(),
-            root: root.as_fd(),
-        };
+        let view = own_view(&fds, &root);
         let named = |directory, path: &str| Named {
             directory,
             path: path.into(),
@@ -342,14 +344,7 @@ mod tests {
     #[test]
     fn home_is_told_the_whole_path() -> TestResult {
         let (root, fds) = (root()?, FdTable::default());
-        let view = View {
-            guest: Guest {
-                fds: &fds,
-                threads: &[1],
-            },
-            host_pid: std::process::id().cast_signed(),
-            root: root.as_fd(),
-        };
+        let view = own_view(&fds, &root);
         let own = crate::tracee::Memory::of(std::process::id().cast_signed());
         let path = c"some/tty".as_ptr().expose_provenance() as u64;
         let call = Trapped {

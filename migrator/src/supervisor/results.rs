@@ -19,12 +19,8 @@ use crate::keeper::Peer;
 use crate::numbers;
 use crate::sys::regs::{NO_SYSCALL, Regs};
 use crate::syscalls::filter::ARCH_X86_64;
+use crate::tracee::inject::{SYSCALL_BYTES, is_restart_code};
 use crate::tracee::{Memory, Running, Stopped, TraceeError};
-
-/// The codes that tell the kernel to make a call again (linux/errno.h).
-const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
-/// Bytes of the instruction that makes a system call.
-const SYSCALL_BYTES: u64 = 2;
 
 impl Guest {
     /// A thread stands at the end of a call that tells of a file.
@@ -132,7 +128,7 @@ fn in_doubt(regs: &Regs) -> Option<(Trapped, Look)> {
         // stat(2) has told of another file system.
         0 if numbers::tells_numbers(number) => Look::Links,
         result if lost.map(|errno| -i64::from(errno)).contains(&result) => Look::LinksOfLost,
-        result if result == -i64::from(libc::EFAULT) || RESTARTS.contains(&result) => return None,
+        result if result == -i64::from(libc::EFAULT) || is_restart_code(regs.rax) => return None,
         _ => Look::Text,
     };
     let call = Trapped {

@@ -6,9 +6,8 @@ use super::decide::Trapped;
 use super::fds::fd_argument;
 use crate::homecall::{HomeCallError, Memory};
 use crate::image::{ThreadImage, registers};
+use crate::tracee::inject::is_restart_code;
 
-/// The codes that tell the kernel to make a call again (linux/errno.h).
-const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
 /// What epoll_wait(2) answers to any interruption; it is restarted elsewhere (`restore/restart.rs`).
 const EINTR: i64 = -4;
 
@@ -44,7 +43,7 @@ impl Wait {
             return;
         };
         let result = regs.rax.cast_signed();
-        if !(RESTARTS.contains(&result) || result == EINTR)
+        if !(is_restart_code(regs.rax) || result == EINTR)
             || regs.syscall_number() != Some(self.number)
         {
             return;
@@ -114,11 +113,6 @@ mod tests {
             orig_rax: number.cast_unsigned(),
             cs: crate::sys::regs::CS_64_BIT,
             ..Regs::default().for_call(0x1000, number, args)
-        };
-        let regs = Regs {
-            rax: rax.cast_unsigned(),
-            orig_rax: number.cast_unsigned(),
-            ..regs
         };
         let mut thread = ThreadImage {
             regs: registers::to_list(&regs),

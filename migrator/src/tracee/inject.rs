@@ -89,7 +89,8 @@ pub enum CallStop {
 }
 
 const CODE: u64 = 0xcccc_cccc_cccc_050f;
-const SYSCALL_BYTES: u64 = 2;
+/// Length of the instruction that makes a system call.
+pub(crate) const SYSCALL_BYTES: u64 = 2;
 /// `si_code` of a trap made by the processor.
 const SI_KERNEL: i32 = 0x80;
 /// -ERESTARTSYS … -ERESTART_RESTARTBLOCK: seen by tracers only.

@@ -55,8 +55,6 @@ struct Known {
 #[derive(Debug)]
 pub struct Registry {
     jobs: PathBuf,
-    #[cfg(test)]
-    guests: PathBuf,
     here: String,
     known: Mutex<Known>,
     /// Held for a whole look, so that nobody acts on files that another look has removed.
@@ -84,8 +82,6 @@ impl Registry {
         };
         Ok(Self {
             jobs,
-            #[cfg(test)]
-            guests,
             here: here.to_owned(),
             known: Mutex::default(),
             files: Mutex::new(files),
@@ -104,7 +100,9 @@ impl Registry {
     /// The control socket of a guest's supervisor.
     #[cfg(test)]
     pub fn guest_socket(&self, (home, pid): GuestKey) -> PathBuf {
-        self.guests.join(format!("{home}-{pid}.sock"))
+        self.jobs
+            .with_file_name("guests")
+            .join(format!("{home}-{pid}.sock"))
     }
 
     /// Jobs that have a shim, the ones at home that may go away again included.
