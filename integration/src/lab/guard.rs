@@ -22,7 +22,7 @@ use super::{data, supervisor, wait};
 use crate::sys::process;
 
 /// How often the guard looks at what nobody tells it.
-const LOOK_EVERY: u16 = 1000;
+const LOOK_EVERY_MS: u16 = 1000;
 
 /// Runs the guard until the lab has ended and nothing of it is left. The lab's owner holds the
 /// other end of standard input, unless the lab is detached; standard output tells it how it goes.
@@ -155,7 +155,7 @@ fn watch(supervisor: Pid, options: &LabOptions, signals: &SignalFd) -> Result<()
         if !options.detached {
             fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
         }
-        match poll(&mut fds, LOOK_EVERY) {
+        match poll(&mut fds, LOOK_EVERY_MS) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
