@@ -130,6 +130,13 @@ impl ControlClients {
         Ok(reply.packets.into_iter().map(Bytes::from).collect())
     }
 
+    /// Makes the next call to that node connect anew. After a partition the old connection would
+    /// wait for TCP's retransmission, for seconds or minutes.
+    pub fn forget(&self, node: NodeId) {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.remove(&node);
+    }
+
     async fn finish<T>(
         &self,
         node: NodeId,
@@ -139,11 +146,7 @@ impl ControlClients {
         if let Ok(answer) = tokio::time::timeout(limit, call).await {
             return Ok(answer?.into_inner());
         }
-        // After a partition this connection would wait for TCP's retransmission, for seconds or
-        // minutes: the next call makes a new one.
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        channels.remove(&node);
-        drop(channels);
+        self.forget(node);
         let limit_ms = limit.as_millis();
         Err(ControlError::Unreachable(format!(
             "node {node} did not answer within {limit_ms} ms"

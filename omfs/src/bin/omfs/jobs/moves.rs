@@ -62,7 +62,7 @@ pub async fn move_job(
     wish: &Wish,
     reporter: &Reporter,
 ) -> Result<Done, MoveError> {
-    let target = target(shared, &wish.target)?;
+    let target = target(shared, wish)?;
     shared.refresh();
     if shared.registry.job(wish.pid).is_none() && Subject::look(wish.pid).is_err() {
         // PIDs of guests are those of their homes: `omfs ps` shows them.
@@ -132,7 +132,8 @@ fn log(shared: &Shared, wish: &Wish, subject: &Subject, done: &Result<Done, Move
     }
 }
 
-fn target(shared: &Shared, text: &str) -> Result<Target, ControlError> {
+fn target(shared: &Shared, wish: &Wish) -> Result<Target, ControlError> {
+    let text = wish.target.as_str();
     if text == "home" {
         return Ok(Target::Home);
     }
@@ -140,9 +141,14 @@ fn target(shared: &Shared, text: &str) -> Result<Target, ControlError> {
     let peer = peer.ok_or_else(|| ControlError::NotFound(format!("there is no node {text}")))?;
     match peer.liveness {
         Liveness::Myself => Ok(Target::Home),
-        Liveness::Dead => {
+        Liveness::Dead if wish.caller.is_none() => {
             let text = format!("node {} does not answer", peer.name);
             Err(ControlError::Unreachable(text))
+        }
+        // A person may know before the failure detector that a node is back: it is asked itself.
+        Liveness::Dead => {
+            shared.context.clients.forget(peer.id);
+            Ok(Target::Node(peer))
         }
         Liveness::Alive | Liveness::Suspect => Ok(Target::Node(peer)),
     }
