@@ -24,8 +24,26 @@ pub const BEGUN: &str = "begun() { until [ -e /tmp/begun.$1 ]; do \
 
 /// Waits until a shell test in a node succeeds.
 pub fn until(lab: &Lab, node: &str, test: &str) -> Result<()> {
-    let succeeds = || lab.run(node, test).ok()?.status.success().then_some(());
-    wait::until(SOON, succeeds).with_context(|| format!("not on {node}: {test}"))
+    let mut said = String::new();
+    let succeeds = || match lab.run(node, test) {
+        Ok(result) if result.status.success() => Some(()),
+        Ok(result) => {
+            said = format!("{result:?}");
+            None
+        }
+        Err(error) => {
+            said = format!("{error:#}");
+            None
+        }
+    };
+    let succeeded = wait::until(SOON, succeeds);
+    succeeded.with_context(|| format!("not on {node}: {test}: {said}{}", last_words(lab, node)))
+}
+
+/// The end of what a node's daemon said.
+fn last_words(lab: &Lab, node: &str) -> String {
+    let log = lab.sh(node, "tail -n 20 /var/log/omfs.log");
+    log.map_or_else(|_| String::new(), |text| format!("\n{node} says:\n{text}"))
 }
 
 /// A test's body.

@@ -158,7 +158,11 @@ fn resolve(text: &str) -> Result<SocketAddr, CommandError> {
         Err(_) => (text, default).to_socket_addrs(),
     };
     let addresses = found.map_err(|error| {
-        CommandError::new(Exit::Unavailable, format_args!("{text}: {error}"))
+        let exit = match error.kind() {
+            std::io::ErrorKind::InvalidInput => Exit::Usage,
+            _ => Exit::Unavailable,
+        };
+        CommandError::new(exit, format_args!("{text}: {error}"))
             .hint("give a host name or an address, with :PORT if the port is not 7780")
     })?;
     addresses
@@ -188,6 +192,27 @@ fn joining(error: JoinError) -> CommandError {
             .hint("make a new token with `omfs cluster token` on the first node"),
         JoinError::WrongNode { .. } | JoinError::Refused(_) | JoinError::Roster(_) => {
             CommandError::failure(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_the_default_port_or_its_own() {
+        let default = omfs::config::Network::default().control_port.0;
+        for (text, port) in [("127.0.0.1", default), ("127.0.0.1:9", 9), ("[::1]:9", 9)] {
+            assert_eq!(resolve(text).unwrap().port(), port, "{text}");
+        }
+        assert_eq!(resolve("::1").unwrap().port(), default);
+    }
+
+    #[test]
+    fn an_impossible_port_is_a_mistake_of_the_command_line() {
+        for text in ["n1:99999", "n1:", "n1:port"] {
+            assert_eq!(resolve(text).unwrap_err().exit, Exit::Usage, "{text}");
         }
     }
 }

@@ -20,6 +20,7 @@ use proto::ids::{NodeId, Pid};
 use proto::v1::Hello;
 
 use super::mounts::Mounter;
+use super::predecessor;
 use crate::jobs::Jobs;
 
 /// How long a mount that is in use is tried to be taken down when the daemon ends.
@@ -37,7 +38,7 @@ impl DataPort {
     /// It cannot be had.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let address = config.data_listen();
-        let listener = TcpListener::bind(address)
+        let listener = predecessor::listen(address)
             .with_context(|| format!("cannot listen on {address} (network.data_port)"))?;
         Ok(Self { listener })
     }

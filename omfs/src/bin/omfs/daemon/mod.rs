@@ -7,6 +7,7 @@ mod join_service;
 mod limits;
 mod members;
 mod mounts;
+mod predecessor;
 mod recorder;
 mod server;
 mod status_files;
@@ -99,18 +100,21 @@ fn make_run_dir(dir: &Path) -> anyhow::Result<()> {
 /// Two daemons of one node would take each other's sockets away.
 fn lock(dir: &Path) -> Result<Flock<std::fs::File>, CommandError> {
     let path = dir.join("daemon.lock");
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => CommandError::failure(format_args!(
-            "another omfs daemon runs here ({})",
-            path.display()
-        ))
-        .hint("`omfs status` shows it"),
-        other => CommandError::failure(format_args!("{}: {other}", path.display())),
+    let attempt = || {
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+    };
+    let is_held = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+    predecessor::outlive(is_held, attempt).map_err(|error| {
+        if is_held(&error) {
+            let text = format!("another omfs daemon runs here ({})", path.display());
+            return CommandError::failure(text).hint("`omfs status` shows it");
+        }
+        CommandError::failure(format_args!("{}: {error}", path.display()))
     })
 }
 

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use super::files::{DataPort, Files, FilesContext};
 use super::members::Members;
+use super::predecessor;
 use super::recorder;
 use super::server::{self, Services};
 use crate::jobs::{Jobs, JobsContext};
@@ -50,7 +51,7 @@ impl Node {
         config_path: Option<PathBuf>,
         identity: TlsIdentity,
     ) -> anyhow::Result<Self> {
-        let control = listen(&config).await?;
+        let control = listen(&config)?;
         let roster = Roster::open(&config.node.state_dir)?;
         let data = DataPort::open(&config)?;
         let ports = (control.local_addr()?.port(), data.address()?.port());
@@ -151,11 +152,14 @@ async fn start_files(context: FilesContext, port: DataPort) -> anyhow::Result<Fi
     tokio::task::spawn_blocking(move || Files::start(&context, port)).await?
 }
 
-async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+fn listen(config: &Config) -> anyhow::Result<TcpListener> {
     let address = config.control_listen();
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address} (network.control_port)"))
+    let listening = || {
+        let listener = predecessor::listen(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    listening().with_context(|| format!("cannot listen on {address} (network.control_port)"))
 }
 
 /// This node as the others shall see it: its epoch is new with every start.

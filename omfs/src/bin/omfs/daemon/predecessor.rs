@@ -1,0 +1,74 @@
+//! The daemon that ran here before this one, and may not be gone altogether.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+/// The kernel gives back what a killed process held only after its memory, when it has ceased to
+/// be seen; on a busy machine that takes a while. Whoever starts the next daemon cannot know.
+const ENDS_MAX: Duration = Duration::from_secs(2);
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Attempts to get something until it fails for another reason than that somebody holds it, or
+/// that cannot be a daemon that is ending.
+///
+/// # Errors
+/// The last attempt's.
+pub fn outlive<T, E>(
+    is_held: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let until = Instant::now() + ENDS_MAX;
+    loop {
+        match attempt() {
+            Err(error) if is_held(&error) && Instant::now() < until => {
+                std::thread::sleep(LOOK_INTERVAL);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Listens on a port that a daemon had a moment ago.
+///
+/// # Errors
+/// Those of bind(2): `EADDRINUSE` when it is another program's.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let is_held = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    outlive(is_held, || TcpListener::bind(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_had_when_its_holder_ends_soon() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = holder.local_addr().unwrap();
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(2 * LOOK_INTERVAL);
+            drop(holder);
+        });
+        listen(address).unwrap();
+        ending.join().unwrap();
+    }
+
+    #[test]
+    fn what_somebody_keeps_is_not_waited_for_for_ever() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let error = listen(holder.local_addr().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn other_errors_are_told_at_once() {
+        let mut attempts = 0;
+        let attempt = || {
+            attempts += 1;
+            Err::<(), _>("no such thing")
+        };
+        assert_eq!(outlive(|_| false, attempt), Err("no such thing"));
+        assert_eq!(attempts, 1);
+    }
+}
