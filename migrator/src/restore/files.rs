@@ -62,15 +62,21 @@ impl Finder {
         if !id.is_some_and(|id| id.unlinked) {
             by_name = self.open_by_name(frozen, path, id, flags)?;
         }
-        let error = match by_name {
+        let by_name = match by_name {
             Ok(fd) => return Ok(fd),
             Err(error) => error,
         };
         let (Some(sources), Some(inside)) = (&self.sources, inside) else {
-            return Err(failed(path, error));
+            return Err(failed(path, by_name));
         };
         match open(frozen, &sources.proc_dir.join(inside), flags) {
-            Err(TraceeError::Call { error, .. }) => Err(failed(path, error)),
+            Err(TraceeError::Call { error, .. }) => {
+                tracing::info!(
+                    "{} by name: {by_name}; at the deputy: {error}",
+                    String::from_utf8_lossy(path)
+                );
+                Err(failed(path, error))
+            }
             other => Ok(other?),
         }
     }

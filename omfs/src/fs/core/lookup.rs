@@ -14,14 +14,15 @@ use crate::fs::namespace::{self, Synthetic, View};
 impl Core {
     /// Finds a name in a directory.
     ///
-    /// A directory that is known stays where it is while its owner cannot be asked: an error would
-    /// make the kernel take all mounts away that are on it or below, a guest's /proc among them, in
-    /// all namespaces. Whoever uses the directory itself is told what is wrong.
+    /// A directory that is known stays where it is while its owner cannot be asked, or does not
+    /// answer this caller: an error would make the kernel take all mounts away that are on it or
+    /// below, every guest's /proc among them, in all namespaces. Whoever uses the directory itself
+    /// is told what is wrong.
     pub fn lookup(&self, who: Who, parent: u64, name: &[u8]) -> Outcome<Found> {
         match self.lookup_now(who, parent, name) {
-            Err(Errno(problem @ (libc::EHOSTDOWN | libc::ETIMEDOUT))) => {
+            Err(problem) if !is_about_the_name(problem) => {
                 let known = self.inodes().directory_again(parent, name);
-                known.map_or(Err(errno(problem)), |(id, attr)| Ok(Found { id, attr }))
+                known.map_or(Err(problem), |(id, attr)| Ok(Found { id, attr }))
             }
             outcome => outcome,
         }
@@ -138,4 +139,22 @@ impl Core {
         let view = View::deputy(node, pid, name);
         self.remember(&route, view, entry_of(answer)?, &origin)
     }
+}
+
+/// Whether a lookup failed because of what is there and who may see it, as path_resolution(7) has
+/// it, or because the caller has been interrupted. All else says nothing about the name: EPERM, for
+/// one, is said to a guest that has ended, or that belongs to another home.
+fn is_about_the_name(error: Errno) -> bool {
+    use libc::{EACCES, EINTR, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ESTALE};
+    let errors = [
+        EACCES,
+        EINTR,
+        EINVAL,
+        ELOOP,
+        ENAMETOOLONG,
+        ENOENT,
+        ENOTDIR,
+        ESTALE,
+    ];
+    errors.contains(&error.0)
 }

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use proto::ids::Pid;
 use proto::v1::{ForgetOne, FsReply, KnownOpen};
@@ -32,8 +32,9 @@ const DEAD: NodeId = NodeId(3);
 const DIRECTORY: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 
+/// What it was asked, by whom, and the error that it gives to every lookup, if any.
 #[derive(Debug, Default)]
-struct Service(Mutex<Vec<Op>>, Mutex<Vec<Caller>>);
+struct Service(Mutex<Vec<Op>>, Mutex<Vec<Caller>>, AtomicI32);
 
 /// A name that starts with "d" is a directory; its number is the sum of its bytes.
 fn entry(name: &[u8]) -> Entry {
@@ -63,6 +64,10 @@ impl FileService for Service {
         _cancel: &AtomicBool,
     ) -> Outcome<FsAnswer> {
         let op = request.op.clone().unwrap();
+        let error = self.2.load(Ordering::Relaxed);
+        if error != 0 && matches!(op, Op::Lookup(_)) {
+            return Err(errno(error));
+        }
         let result = match &op {
             Op::Lookup(lookup) => Some(Answer::Entry(entry(&lookup.name))),
             Op::Create(create) => Some(Answer::Entry(entry(&create.name))),
@@ -226,6 +231,24 @@ fn a_dead_node_is_named_but_down_and_never_asked() {
     assert_eq!(refusal(core.opendir(USER, root.id)), libc::EHOSTDOWN);
     assert_eq!(refusal(walk(&core, USER, "n4")), libc::ENOENT);
     assert_eq!(refusal(walk(&core, USER, "02")), libc::ENOENT);
+}
+
+#[test]
+fn a_known_directory_stays_unless_its_owner_says_that_it_is_not_there() {
+    let (world, core) = world();
+    let known = walk(&core, USER, "n2/d").unwrap();
+    walk(&core, USER, "n2/f").unwrap();
+    let look = |name: &str| walk(&core, USER, &format!("n2/{name}"));
+    for error in [libc::EPERM, libc::EHOSTDOWN, libc::EIO, libc::ENFILE] {
+        world.remote.2.store(error, Ordering::Relaxed);
+        assert_eq!(look("d").unwrap().id, known.id);
+        assert_eq!(refusal(look("f")), error, "a file");
+        assert_eq!(refusal(look("d2")), error, "a directory nobody knows");
+    }
+    for error in [libc::ENOENT, libc::EACCES, libc::ESTALE, libc::EINTR] {
+        world.remote.2.store(error, Ordering::Relaxed);
+        assert_eq!(refusal(look("d")), error);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migrator::control::Command as Order;
 use omfs::cluster::control::{Caller, ControlError};
@@ -29,6 +29,9 @@ const MOVE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often an order is given to shims, when each brings its job home by itself and ends meanwhile:
 /// on a busy node the end of one may take several times [`SHIM_ENDS_MAX`].
 const ORDER_TRIES_MAX: u32 = 20;
+
+/// A target that has not been reached in this time is not asked again.
+const PREPARE_AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// A shim whose job is home ends within this time, unless it waits for another order.
 const SHIM_ENDS_MAX: Duration = Duration::from_millis(300);
@@ -184,7 +187,7 @@ async fn send(
 ) -> Result<Done, MoveError> {
     let _expected = shared.hosts.expect(wish.pid, peer.id);
     let request = prepare_request(shared, wish, subject, memory);
-    let prepared = shared.context.clients.prepare_guest(peer.id, request);
+    let prepared = prepare(shared, peer, request);
     // The shim takes as long to start as the target to answer. If it is not needed, it ends by itself.
     let (reply, held) = tokio::join!(prepared, hold(shared, wish.pid));
     let reply = reply.map_err(|error| match error {
@@ -212,6 +215,24 @@ async fn send(
         hold(shared, wish.pid).await?;
     }
     Err(MoveError::Failed("its shims do not answer".into()))
+}
+
+/// Asks a node for a place; once more, if the connection broke, as an idle one may have done long
+/// before. A place that nobody comes to is given up by its node.
+async fn prepare(
+    shared: &Shared,
+    peer: &Peer,
+    request: v1::PrepareGuestRequest,
+) -> Result<v1::PrepareGuestReply, ControlError> {
+    let clients = &shared.context.clients;
+    let begun = Instant::now();
+    match clients.prepare_guest(peer.id, request.clone()).await {
+        Err(ControlError::Unreachable(_)) if begun.elapsed() < PREPARE_AGAIN_MAX => {
+            clients.forget(peer.id);
+            clients.prepare_guest(peer.id, request).await
+        }
+        other => other,
+    }
 }
 
 /// The shim ended before it took the order to bring its job home: because that is where it is.
