@@ -47,12 +47,18 @@ struct Shared {
     next_request: AtomicU64,
 }
 
+/// Whether a process was on its way when something happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moving(pub bool);
+
+type Act = Box<dyn FnOnce(Moving) + Send>;
+
 /// What is done once when the link has ended, whatever the keeper's loop is waiting for.
 #[derive(Default)]
-struct WhenLost(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+struct WhenLost(Mutex<Option<Act>>);
 
 impl WhenLost {
-    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn FnOnce() + Send>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Act>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -113,7 +119,7 @@ impl Shared {
         self.ended.store(true, Ordering::SeqCst);
         let act = self.when_lost.lock().take();
         if let Some(act) = act {
-            act();
+            act(Moving(self.moving.load(Ordering::Relaxed)));
         }
     }
 
@@ -158,8 +164,9 @@ impl Peer {
 
     /// Has `act` done as soon as the link ends, by the thread that learns of it; now, if it has
     /// ended. The keeper's loop hears of it later: it may be waiting for files that only the peer's
-    /// node has. Nothing is done when the keeper ends the link itself.
-    pub fn when_lost(&self, act: impl FnOnce() + Send + 'static) {
+    /// node has. Nothing is done when the keeper ends the link itself. `act` is told whether the
+    /// process was being moved: then the peer may well have ended the link because it has it.
+    pub fn when_lost(&self, act: impl FnOnce(Moving) + Send + 'static) {
         *self.shared.when_lost.lock() = Some(Box::new(act));
         if self.has_ended() {
             self.shared.lost();
@@ -348,12 +355,14 @@ mod tests {
         };
         assert_eq!((frame.kind, frame.id), (FrameKind::Reply, id));
         let (told, hear) = std::sync::mpsc::channel();
-        near.when_lost(move || {
-            let _ = told.send(());
+        near.when_lost(move |moving| {
+            let _ = told.send(moving);
         });
+        near.set_moving(false);
         assert!(!near.has_ended());
         drop(far);
-        hear.recv_timeout(Duration::from_secs(10)).unwrap();
+        let moving = hear.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(moving, Moving(false));
         assert!(near.has_ended());
         assert!(matches!(
             left.next(soon).unwrap(),

@@ -38,7 +38,7 @@ use proto::v1::{Refused, Running};
 
 use crate::control::{JobState, RunState, reserve_state};
 use crate::keeper::transfer::Ear;
-use crate::keeper::{Inbox, Peer, PeerId, desk};
+use crate::keeper::{Inbox, Moving, Peer, PeerId, desk};
 use cage::Cage;
 use host::{End, Host};
 pub use mounts::sweep;
@@ -133,8 +133,9 @@ fn host(config: &SupervisorConfig, inbox: &Inbox, peer: Peer, mut cage: Cage) ->
     // The loop may hang in a look at home's files just then.
     let guest = crate::sys::pidfd::open(host.guest.host_pid)?;
     let pid = config.home_pid;
-    host.peer.when_lost(move || {
-        if crate::sys::pidfd::send_signal(guest.as_fd(), libc::SIGKILL).is_ok() {
+    host.peer.when_lost(move |Moving(moving)| {
+        let killed = crate::sys::pidfd::send_signal(guest.as_fd(), libc::SIGKILL).is_ok();
+        if killed && !moving {
             tracing::info!(pid, "the link to home has ended: guest killed");
         }
     });
