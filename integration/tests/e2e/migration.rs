@@ -353,7 +353,7 @@ fn many_moves(lab: &Lab) -> Result<()> {
           i=$((i+1)); last=$n; \
         done; touch stop; wait $pid; echo $? $i $failed; cat chain.log; \
         python3 chain.py same stop $(wc -l <chain); cmp chain same && wc -l <chain; \
-        tail -n 3 moves.log";
+        tail -n 30 moves.log";
     let result = output(
         &mut lab.command("n1", ["sh", "-c", script])?,
         PROGRAM_TIMEOUT,

@@ -159,6 +159,9 @@ impl ExportSession {
     pub(super) fn flush(&self, arg: &Flush) -> Answer {
         let open = self.files.get(arg.fh)?;
         self.locks.drop_owner(open.inode, arg.lock_owner);
+        if arg.lease != 0 {
+            self.export.leases.returned(self.lease_id(arg.lease));
+        }
         done()
     }
 

@@ -64,12 +64,17 @@ impl ExportSession {
         file.fd().try_clone_to_owned().ok()
     }
 
-    /// Takes a lease that the peer asks for under a number of its own; false when it cannot be had.
-    pub(super) fn grant(&self, lease: u64, kind: LeaseKind, file: &Arc<OpenFile>) -> bool {
-        let id = LeaseId {
+    /// The peer's own number made one that differs from all other peers'.
+    pub(super) fn lease_id(&self, lease: u64) -> LeaseId {
+        LeaseId {
             session: self.number,
             lease,
-        };
+        }
+    }
+
+    /// Takes a lease that the peer asks for under a number of its own; false when it cannot be had.
+    pub(super) fn grant(&self, lease: u64, kind: LeaseKind, file: &Arc<OpenFile>) -> bool {
+        let id = self.lease_id(lease);
         self.lease_peer
             .get()
             .is_some_and(|peer| self.export.leases.grant(id, kind, file, peer))
@@ -161,8 +166,7 @@ impl FileService for ExportSession {
     }
 
     fn lease_returned(&self, lease: u64) {
-        let session = self.number;
-        self.export.leases.returned(LeaseId { session, lease });
+        self.export.leases.returned(self.lease_id(lease));
     }
 }
 

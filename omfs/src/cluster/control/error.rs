@@ -69,10 +69,24 @@ impl From<ControlError> for tonic::Status {
     }
 }
 
+/// What a status says, and why: tonic keeps the reason of a broken connection as its source.
+fn told(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let reason = error.to_string();
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        source = error.source();
+    }
+    text
+}
+
 impl From<tonic::Status> for ControlError {
     fn from(status: tonic::Status) -> Self {
         use tonic::Code;
-        let text = status.message().to_owned();
+        let text = told(&status);
         match status.code() {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable(text),
             Code::FailedPrecondition | Code::ResourceExhausted | Code::AlreadyExists => {

@@ -117,7 +117,11 @@ fn flush_drops_the_owners_locks_only() {
     set(&client, lock(fh, 1, libc::F_WRLCK, 0, 4)).expect("lock");
     set(&client, lock(fh, 2, libc::F_WRLCK, 5, 9)).expect("lock");
     client
-        .call(Op::Flush(Flush { fh, lock_owner: 1 }))
+        .call(Op::Flush(Flush {
+            fh,
+            lock_owner: 1,
+            lease: 0,
+        }))
         .expect("flush");
     assert_eq!(set(&client, lock(fh, 3, libc::F_WRLCK, 0, 4)), Ok(()));
     assert_eq!(set(&client, lock(fh, 3, libc::F_WRLCK, 5, 9)), Err(AGAIN));

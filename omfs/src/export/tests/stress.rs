@@ -48,6 +48,7 @@ fn live(client: &Client, round: u32) {
         .call(Op::Flush(Flush {
             fh,
             lock_owner: uid.into(),
+            lease: 0,
         }))
         .expect("flush");
     for fh in [fh, file.fh] {

@@ -242,15 +242,20 @@ impl WriteBehind {
         (state.is_stranded || state.is_doubtful) && state.held() > 0
     }
 
-    /// Sends everything, and holds nothing back from now on; the number of the lease, if any.
+    /// Sends everything, and holds nothing back for a while; the number of the lease, if any.
     pub fn give_up(&self) -> Option<u64> {
+        let number = self.do_without()?;
+        self.lock().defer_asking();
+        Some(number)
+    }
+
+    /// Sends everything, and holds nothing back until it has another lease; the number of this one.
+    pub fn do_without(&self) -> Option<u64> {
         if let Some(lease) = &self.lock().lease {
             lease.grant.stop();
         }
         let _ = self.settle();
-        let mut state = self.lock();
-        let lease = state.lease.take()?;
-        state.defer_asking();
+        let lease = self.lock().lease.take()?;
         Some(lease.number)
     }
 

@@ -254,15 +254,27 @@ impl Core {
             return Ok(());
         };
         let open = self.settled(fh, open)?;
-        // The locks of a connection that is gone went with it.
-        if !self.forget_locks(open.id, lock_owner) || self.is_gone(&open.route) {
+        let lease = Self::lease_for_writing(&open);
+        let has_locks = self.forget_locks(open.id, lock_owner);
+        // The locks and leases of a connection that is gone went with it.
+        if !has_locks && lease.is_none() || self.is_gone(&open.route) {
             return Ok(());
         }
         let op = Op::Flush(Flush {
             fh: open.fh,
             lock_owner,
+            lease: lease.unwrap_or(0),
         });
         self.ask_open(who, &open, op).map(drop)
+    }
+
+    /// The write lease of a file that is closed, which is no more used. The release would come too
+    /// late: who opens the file next, after close(2) or at the end of its writer, may do it with
+    /// O_NONBLOCK, as gzip does, and would be told EAGAIN.
+    fn lease_for_writing(open: &OpenFile) -> Option<u64> {
+        let lease = open.behind.as_ref()?.do_without()?;
+        open.route.service.lease_client()?.unregister(lease);
+        Some(lease)
     }
 
     /// Closing any descriptor of a file ends its owner's record locks on it; whether there are any.

@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -326,6 +326,28 @@ fn what_is_held_back_arrives_soon_and_with_close() {
     core.write(WHO, fh, at + 1000, &[2; 1000], false).unwrap();
     core.flush(WHO, fh, 1).unwrap();
     assert_eq!(size(), at + 2000);
+}
+
+#[test]
+fn after_close_the_next_opener_need_not_wait() {
+    let owner = Owner::new();
+    let core = owner.client(2);
+    let fh = create(&core, "f");
+    let at = write_until_leased(&core, fh, 1);
+    core.write(WHO, fh, at, &[2; 1000], false).unwrap();
+    core.flush(WHO, fh, 1).unwrap();
+    let open = || {
+        let mut options = fs::File::options();
+        let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+        options.open(owner.path("f"))
+    };
+    assert_eq!(open().unwrap().metadata().unwrap().len(), at + 1000);
+    let again = write_until_leased(&core, fh, 3);
+    assert!(again > 0, "a lease is asked for again");
+    let would_wait = open().map(drop).unwrap_err().kind();
+    assert_eq!(would_wait, std::io::ErrorKind::WouldBlock);
+    core.flush(WHO, fh, 1).unwrap();
+    open().unwrap();
 }
 
 #[test]
