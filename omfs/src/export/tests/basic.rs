@@ -86,6 +86,8 @@ fn a_number_taken_over_by_a_new_inode_is_another_node() {
         let until = Instant::now() + Duration::from_secs(10);
         while client.get_attr(entry.node).is_ok() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
+            client.session.nodes.sweep();
+            client.session.nodes.sweep();
         }
         assert_eq!(client.get_attr(entry.node).err(), Some(Errno(libc::ESTALE)));
     }
