@@ -25,16 +25,10 @@ pub const BEGUN: &str = "begun() { until [ -e /tmp/begun.$1 ]; do \
 /// Waits until a shell test in a node succeeds.
 pub fn until(lab: &Lab, node: &str, test: &str) -> Result<()> {
     let mut said = String::new();
-    let succeeds = || match lab.run(node, test) {
-        Ok(result) if result.status.success() => Some(()),
-        Ok(result) => {
-            said = format!("{result:?}");
-            None
-        }
-        Err(error) => {
-            said = format!("{error:#}");
-            None
-        }
+    let succeeds = || {
+        let result = lab.run(node, test);
+        said = format!("{result:?}");
+        result.ok()?.status.success().then_some(())
     };
     let succeeded = wait::until(SOON, succeeds);
     succeeded.with_context(|| format!("not on {node}: {test}: {said}{}", last_words(lab, node)))

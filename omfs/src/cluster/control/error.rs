@@ -71,16 +71,15 @@ impl From<ControlError> for tonic::Status {
 
 /// What a status says, and why: tonic keeps the reason of a broken connection as its source.
 fn told(status: &tonic::Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        let reason = error.to_string();
-        if !text.contains(&reason) {
-            text = format!("{text}: {reason}");
+    let first = std::error::Error::source(status);
+    let reasons = std::iter::successors(first, |error| error.source());
+    reasons.fold(status.message().to_owned(), |text, reason| {
+        let reason = reason.to_string();
+        if text.contains(&reason) {
+            return text;
         }
-        source = error.source();
-    }
-    text
+        format!("{text}: {reason}")
+    })
 }
 
 impl From<tonic::Status> for ControlError {

@@ -152,7 +152,7 @@ impl Driver {
     /// Moves every timer so that the oldest is due in a moment, and those after it keep their
     /// distance: the time without CPU did not happen.
     fn defer(&mut self, late: Duration) {
-        tracing::info!("no CPU for {} ms", late.as_millis());
+        tracing::debug!("no CPU for {} ms", late.as_millis());
         let moved = std::mem::take(&mut self.timers)
             .into_iter()
             .map(|mut pending| {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use omfs::cluster::directory::Directory;
@@ -20,7 +20,7 @@ use proto::ids::{NodeId, Pid};
 use proto::v1::Hello;
 
 use super::mounts::Mounter;
-use super::predecessor;
+use super::{patience, predecessor};
 use crate::jobs::Jobs;
 
 /// How long a mount that is in use is tried to be taken down when the daemon ends.
@@ -166,16 +166,9 @@ impl Files {
 }
 
 /// Who just looks at the directory makes the mount busy for that moment.
-fn unmount_patiently(point: &Path) -> std::io::Result<()> {
-    let until = Instant::now() + UNMOUNT_PATIENCE;
-    loop {
-        match mount::unmount(point) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
-                std::thread::sleep(UNMOUNT_PATIENCE / 10);
-            }
-            other => return other,
-        }
-    }
+fn unmount_patiently(point: &Path) -> io::Result<()> {
+    let is_busy = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
+    patience::attempt(UNMOUNT_PATIENCE, is_busy, || mount::unmount(point))
 }
 
 fn open_export(context: &FilesContext) -> anyhow::Result<Arc<Export>> {

@@ -7,6 +7,7 @@ mod join_service;
 mod limits;
 mod members;
 mod mounts;
+mod patience;
 mod predecessor;
 mod recorder;
 mod server;
@@ -109,7 +110,7 @@ fn lock(dir: &Path) -> Result<Flock<std::fs::File>, CommandError> {
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
     };
     let is_held = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
-    predecessor::outlive(is_held, attempt).map_err(|error| {
+    patience::attempt(predecessor::ENDS_MAX, is_held, attempt).map_err(|error| {
         if is_held(&error) {
             let text = format!("another omfs daemon runs here ({})", path.display());
             return CommandError::failure(text).hint("`omfs status` shows it");

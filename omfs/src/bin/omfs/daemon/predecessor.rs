@@ -2,32 +2,13 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use super::patience;
 
 /// The kernel gives back what a killed process held only after its memory, when it has ceased to
 /// be seen; on a busy machine that takes a while. Whoever starts the next daemon cannot know.
-const ENDS_MAX: Duration = Duration::from_secs(2);
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Attempts to get something until it fails for another reason than that somebody holds it, or
-/// that cannot be a daemon that is ending.
-///
-/// # Errors
-/// The last attempt's.
-pub fn outlive<T, E>(
-    is_held: impl Fn(&E) -> bool,
-    mut attempt: impl FnMut() -> Result<T, E>,
-) -> Result<T, E> {
-    let until = Instant::now() + ENDS_MAX;
-    loop {
-        match attempt() {
-            Err(error) if is_held(&error) && Instant::now() < until => {
-                std::thread::sleep(LOOK_INTERVAL);
-            }
-            other => return other,
-        }
-    }
-}
+pub const ENDS_MAX: Duration = Duration::from_secs(2);
 
 /// Listens on a port that a daemon had a moment ago.
 ///
@@ -35,7 +16,7 @@ pub fn outlive<T, E>(
 /// Those of bind(2): `EADDRINUSE` when it is another program's.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let is_held = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    outlive(is_held, || TcpListener::bind(address))
+    patience::attempt(ENDS_MAX, is_held, || TcpListener::bind(address))
 }
 
 #[cfg(test)]
@@ -47,7 +28,7 @@ mod tests {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = holder.local_addr().unwrap();
         let ending = std::thread::spawn(move || {
-            std::thread::sleep(2 * LOOK_INTERVAL);
+            std::thread::sleep(Duration::from_millis(40));
             drop(holder);
         });
         listen(address).unwrap();
@@ -59,16 +40,5 @@ mod tests {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let error = listen(holder.local_addr().unwrap()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    }
-
-    #[test]
-    fn other_errors_are_told_at_once() {
-        let mut attempts = 0;
-        let attempt = || {
-            attempts += 1;
-            Err::<(), _>("no such thing")
-        };
-        assert_eq!(outlive(|_| false, attempt), Err("no such thing"));
-        assert_eq!(attempts, 1);
     }
 }

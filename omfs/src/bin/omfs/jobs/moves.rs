@@ -149,11 +149,7 @@ fn target(shared: &Shared, wish: &Wish) -> Result<Target, ControlError> {
             Err(ControlError::Unreachable(text))
         }
         // A person may know before the failure detector that a node is back: it is asked itself.
-        Liveness::Dead => {
-            shared.context.clients.forget(peer.id);
-            Ok(Target::Node(peer))
-        }
-        Liveness::Alive | Liveness::Suspect => Ok(Target::Node(peer)),
+        Liveness::Dead | Liveness::Alive | Liveness::Suspect => Ok(Target::Node(peer)),
     }
 }
 
@@ -225,6 +221,9 @@ async fn prepare(
     request: v1::PrepareGuestRequest,
 ) -> Result<v1::PrepareGuestReply, ControlError> {
     let clients = &shared.context.clients;
+    if peer.liveness == Liveness::Dead {
+        clients.forget(peer.id);
+    }
     let begun = Instant::now();
     match clients.prepare_guest(peer.id, request.clone()).await {
         Err(ControlError::Unreachable(_)) if begun.elapsed() < PREPARE_AGAIN_MAX => {
