@@ -14,7 +14,7 @@ pub struct DemoReport {
     pub nodes: usize,
     /// How many jobs.
     pub jobs: usize,
-    /// One job alone on one idle node.
+    /// One job alone on one idle node, the mean of a run before and one after.
     pub single_s: f64,
     /// All jobs in the cluster, from the start of the first to the end of the last.
     pub cluster_s: f64,
@@ -32,9 +32,9 @@ pub struct DemoReport {
     pub failed: Vec<String>,
     /// What the lab left behind.
     pub leaks: usize,
-    /// Where each job was seen.
+    /// Where each job was seen, and how long after the start it was seen last, in seconds.
     #[serde(skip)]
-    pub places: Vec<(i32, Vec<String>)>,
+    pub places: Vec<(i32, Vec<String>, f64)>,
 }
 
 impl DemoReport {
@@ -58,16 +58,16 @@ impl DemoReport {
             differing,
             failed: run.failed.clone(),
             leaks: 0,
-            places: run.places.clone().into_iter().collect(),
+            places: places(run),
         }
     }
 
     /// A table for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut text = String::from("\n  job  ran on\n");
-        for (pid, places) in &self.places {
-            text += &format!("  {pid:>5}  {}\n", places.join(" → "));
+        let mut text = String::from("\n    job  until  ran on\n");
+        for (pid, places, until_s) in &self.places {
+            text += &format!("  {pid:>5}  {until_s:>3.0} s  {}\n", places.join(" → "));
         }
         let rows = [
             ("one job alone", format!("{:.1} s", self.single_s)),
@@ -91,4 +91,12 @@ impl DemoReport {
         }
         text
     }
+}
+
+fn places(run: &ClusterRun) -> Vec<(i32, Vec<String>, f64)> {
+    let until_s = |pid| run.seen.get(pid).map_or(0.0, Duration::as_secs_f64);
+    run.places
+        .iter()
+        .map(|(pid, places)| (*pid, places.clone(), until_s(pid)))
+        .collect()
 }

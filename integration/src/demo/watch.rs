@@ -12,8 +12,12 @@ use super::{DemoOptions, HOME, jobs};
 use crate::lab::Lab;
 use crate::lab::run::output;
 
-/// How often is looked.
+/// How often is looked while jobs begin and move,
 const INTERVAL: Duration = Duration::from_secs(1);
+/// and when everything is as it was: home answers with the CPU time that its own job lacks.
+const CALM_INTERVAL: Duration = Duration::from_secs(2);
+/// Jobs begin and spread in this time.
+const BEGINNING: Duration = Duration::from_secs(10);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What `omfs ps --json` says of a job, as far as it is drawn.
@@ -35,6 +39,8 @@ pub(super) struct ClusterRun {
     pub(super) moves: BTreeMap<i32, u32>,
     /// Where each job was seen, one after the other.
     pub(super) places: BTreeMap<i32, Vec<String>>,
+    /// How long after the start each job was last seen at work.
+    pub(super) seen: BTreeMap<i32, Duration>,
     /// What the shell said of jobs that failed.
     pub(super) failed: Vec<String>,
 }
@@ -57,15 +63,22 @@ pub(super) fn cluster(
         elapsed: Duration::ZERO,
         moves: BTreeMap::new(),
         places: BTreeMap::new(),
+        seen: BTreeMap::new(),
         failed: Vec::new(),
     };
-    while !ended_within(&mut shell, INTERVAL)? {
+    let mut pause = INTERVAL;
+    while !ended_within(&mut shell, pause)? {
         if start.elapsed() > limit {
             shell.kill()?;
             bail!("the jobs did not end within {limit:.0?}");
         }
         if let Ok(jobs) = look(lab) {
-            run.note(&jobs);
+            let changed = run.note(&jobs, start.elapsed());
+            pause = if changed || start.elapsed() < BEGINNING {
+                INTERVAL
+            } else {
+                CALM_INTERVAL
+            };
             screen.draw(options, start.elapsed(), &jobs);
         }
     }
@@ -104,14 +117,21 @@ fn look(lab: &Lab) -> Result<Vec<Job>> {
 }
 
 impl ClusterRun {
-    fn note(&mut self, jobs: &[Job]) {
+    /// True if a job began, moved or ended since the last look.
+    fn note(&mut self, jobs: &[Job], now: Duration) -> bool {
+        let mut changed = false;
         for job in jobs {
+            if job.state != "ended" {
+                self.seen.insert(job.pid, now);
+            }
             let moves = self.moves.entry(job.pid).or_default();
             *moves = job.moves.max(*moves);
             let places = self.places.entry(job.pid).or_default();
             if places.last() != Some(&job.place) {
                 places.push(job.place.clone());
+                changed = true;
             }
         }
+        changed || jobs.iter().any(|job| job.state == "migrating")
     }
 }

@@ -25,6 +25,14 @@ pub(super) fn bytes(path: &Path, max: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// The text of a file that the kernel gives whole when asked once, as each of one line (proc(5)
+/// stat); `None` if it cannot be read.
+pub(super) fn line(path: &Path) -> Option<String> {
+    let mut bytes = [0; USUAL_BYTES];
+    let count = File::open(path).ok()?.read(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(bytes.get(..count)?).into_owned())
+}
+
 /// A file that holds one number.
 pub(super) fn number(path: &Path) -> Option<u64> {
     text(path)?.trim().parse().ok()

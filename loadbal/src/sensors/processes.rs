@@ -70,6 +70,8 @@ pub struct Processes {
     page_bytes: u64,
     seen: HashMap<i32, Seen>,
     last: Option<Instant>,
+    /// Whose threads are not looked at one by one.
+    closed: Option<i32>,
 }
 
 impl Processes {
@@ -82,7 +84,16 @@ impl Processes {
             page_bytes: host::page_bytes(),
             seen: HashMap::new(),
             last: None,
+            closed: None,
         }
+    }
+
+    /// Does not look at the threads of this process one by one: for one that is no load to speak
+    /// of, has many threads and is always awake, as the daemon that samples.
+    #[must_use]
+    pub fn without_threads_of(mut self, pid: i32) -> Self {
+        self.closed = Some(pid);
+        self
     }
 
     /// All user processes. The sampling thread itself and kernel threads are left out.
@@ -118,7 +129,7 @@ impl Processes {
             return Some(idle);
         }
         let directory = self.roots.proc.join(pid.to_string());
-        let stat = parse::stat(&parse::text(&directory.join("stat"))?)?;
+        let stat = parse::stat(&parse::line(&directory.join("stat"))?)?;
         if stat.kernel_thread || matches!(stat.state, 'Z' | 'X') {
             return None;
         }
@@ -171,7 +182,8 @@ impl Processes {
         elapsed: Option<Duration>,
     ) -> u32 {
         let leader = u32::from(stat.state == 'R');
-        if stat.threads <= 1 || (used_ticks == 0 && leader == 0 && !new) {
+        let idle = used_ticks == 0 && leader == 0 && !new;
+        if stat.threads <= 1 || idle || self.closed == Some(pid) {
             return leader;
         }
         if stat.threads > THREADS_MAX {
@@ -185,7 +197,7 @@ impl Processes {
             .take(THREADS_MAX as usize)
             .filter(|tid| *tid != pid);
         let running = others.filter(|tid| {
-            let line = parse::text(&tasks.join(tid.to_string()).join("stat"));
+            let line = parse::line(&tasks.join(tid.to_string()).join("stat"));
             line.and_then(|line| parse::stat(&line))
                 .is_some_and(|stat| stat.state == 'R')
         });

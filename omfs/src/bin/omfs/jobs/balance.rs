@@ -83,7 +83,7 @@ impl Senses {
     fn new() -> io::Result<Self> {
         Ok(Self {
             sensors: Sensors::new(Roots::default())?,
-            processes: Processes::new(Roots::default()),
+            processes: Processes::new(Roots::default()).without_threads_of(own_pid()),
             marks: HashMap::new(),
         })
     }
@@ -241,7 +241,7 @@ fn guest_candidate((home, pid): GuestKey, entry: &Entry, one: &Marked) -> Candid
 /// Processes that are no load of their own: the daemon, keepers, and parked deputies.
 fn overhead(shared: &Shared, guests: &[(GuestKey, Entry)]) -> HashSet<i32> {
     let mut pids: HashSet<i32> = HashSet::new();
-    pids.insert(i32::try_from(std::process::id()).unwrap_or(0));
+    pids.insert(own_pid());
     for entry in shared.registry.jobs() {
         pids.insert(entry.state.keeper_pid);
         if is_away(&entry.state) {
@@ -250,6 +250,10 @@ fn overhead(shared: &Shared, guests: &[(GuestKey, Entry)]) -> HashSet<i32> {
     }
     pids.extend(guests.iter().map(|(_, entry)| entry.state.keeper_pid));
     pids
+}
+
+fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(0)
 }
 
 fn members(shared: &Shared) -> (Vec<NodeId>, Vec<NodeId>) {
