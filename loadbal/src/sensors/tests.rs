@@ -186,6 +186,34 @@ fn a_computing_process_is_seen_running_with_its_mark() {
 }
 
 #[test]
+fn threads_are_counted_but_for_the_process_that_is_left_out() {
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let threads: Vec<_> = (0..3)
+        .map(|_| {
+            let stopped = std::sync::Arc::clone(&stop);
+            std::thread::spawn(move || while !stopped.load(std::sync::atomic::Ordering::Relaxed) {})
+        })
+        .collect();
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let most_runnable = |mut processes: Processes| {
+        let looks = (0..5).filter_map(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            let found = processes.sample();
+            found.iter().find(|one| one.key.pid == pid).copied()
+        });
+        looks.map(|one| one.runnable).max()
+    };
+    let counted = most_runnable(Processes::new(Roots::default()));
+    let left_out = most_runnable(Processes::new(Roots::default()).without_threads_of(pid));
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    assert!(counted.is_some_and(|threads| threads >= 3), "{counted:?}");
+    assert!(left_out.is_some_and(|threads| threads <= 1), "{left_out:?}");
+}
+
+#[test]
 fn a_process_that_is_gone_is_no_error() {
     let processes = Processes::new(Roots::default());
     assert_eq!(processes.mark(i32::MAX), None);

@@ -24,8 +24,8 @@ use super::supervisor_main::TOKEN_VARIABLE;
 const KERNEL_MIN: (u32, u32) = (6, 7);
 /// Ports of the configured range that are tried.
 const PORTS_TRIED: usize = 256;
-/// A supervisor whose guest has left ends within this time.
-const SUPERVISOR_ENDS_MAX: Duration = Duration::from_secs(2);
+/// A supervisor whose guest has left ends within this time, on a busy machine too.
+const SUPERVISOR_ENDS_MAX: Duration = Duration::from_secs(5);
 /// How long an expelled guest may take to leave, all together.
 const EXPEL_MAX: Duration = Duration::from_secs(300);
 
