@@ -127,6 +127,8 @@ fn start(
         Path::new("/")
     };
     std::env::set_current_dir(home)?;
+    // A shell's background jobs ignore SIGINT; what starts in the node has nothing of that.
+    process::default_signals()?;
     SigSet::empty().thread_set_mask()?;
     Err(command.exec()).with_context(|| program.to_string_lossy().into_owned())
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
 
 /// Forks a process that has a single thread; `child` runs in the new process and gives its exit
@@ -32,6 +32,20 @@ fn thread_count() -> io::Result<usize> {
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit takes an integer and does not return.
     unsafe { libc::_exit(status) }
+}
+
+/// Gives every signal its default action, as for a program that is started on a machine of its own:
+/// what a caller ignores would stay ignored across exec (signal(7)).
+///
+/// # Errors
+/// None that sigaction(2) has for these signals.
+pub fn default_signals() -> io::Result<()> {
+    for signal in Signal::iterator().filter(|one| !matches!(one, Signal::SIGKILL | Signal::SIGSTOP))
+    {
+        // SAFETY: no handler is set, so none can run at a wrong time; std has no way to do it.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+    }
+    Ok(())
 }
 
 /// Ends this process as `signal` ends one, without a core file, so that its parent sees the same

@@ -284,12 +284,9 @@ fn closed_pipe(lab: &Lab) -> Result<()> {
 
 fn keyboard(lab: &Lab) -> Result<()> {
     // A terminal in the node: the job reads a line while away, then Ctrl-C ends it.
-    // What runs the tests may ignore SIGINT, as a shell's background jobs do, and hand that down.
-    let program = "import subprocess,os,pty,select,signal,time
+    let program = "import subprocess,os,pty,select,time
 pid,fd=pty.fork()
-if pid==0:
-    signal.signal(signal.SIGINT,signal.SIG_DFL)
-    os.execvp('sh',['sh','-c',': >/tmp/begun.$$; while [ ! -e /tmp/go.$$ ]; do :; done; read l; echo got $l; while :; do :; done'])
+if pid==0: os.execvp('sh',['sh','-c',': >/tmp/begun.$$; while [ ! -e /tmp/go.$$ ]; do :; done; read l; echo got $l; while :; do :; done'])
 while not os.path.exists('/tmp/begun.%d'%pid): time.sleep(0.05)
 subprocess.check_call(['omfs','migrate',str(pid),'n2'],stdout=subprocess.DEVNULL)
 open('/tmp/go.%d'%pid,'w').close()
