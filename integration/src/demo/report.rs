@@ -1,11 +1,12 @@
 //! What came out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::DemoOptions;
-use super::watch::ClusterRun;
+use super::watch::{ClusterRun, Course};
 
 /// The figures of one run.
 #[derive(Clone, Debug, Serialize)]
@@ -32,9 +33,9 @@ pub struct DemoReport {
     pub failed: Vec<String>,
     /// What the lab left behind.
     pub leaks: usize,
-    /// Where each job was seen, and how long after the start it was seen last, in seconds.
+    /// What was seen of each job, by its PID.
     #[serde(skip)]
-    pub places: Vec<(i32, Vec<String>, f64)>,
+    pub courses: BTreeMap<i32, Course>,
 }
 
 impl DemoReport {
@@ -53,12 +54,12 @@ impl DemoReport {
             cluster_s: rounded(cluster_s, 100.0),
             ratio: rounded(cluster_s / single_s, 1000.0),
             onenode_s_estimate: rounded(single_s * options.jobs as f64, 10.0),
-            migrations: run.moves.values().sum(),
+            migrations: run.courses.values().map(|course| course.moves).sum(),
             identical: differing.is_empty(),
             differing,
             failed: run.failed.clone(),
             leaks: 0,
-            places: places(run),
+            courses: run.courses.clone(),
         }
     }
 
@@ -66,8 +67,10 @@ impl DemoReport {
     #[must_use]
     pub fn table(&self) -> String {
         let mut text = String::from("\n    job  until  ran on\n");
-        for (pid, places, until_s) in &self.places {
-            text += &format!("  {pid:>5}  {until_s:>3.0} s  {}\n", places.join(" → "));
+        for (pid, course) in &self.courses {
+            let until_s = course.until.as_secs_f64();
+            let places = course.places.join(" → ");
+            text += &format!("  {pid:>5}  {until_s:>3.0} s  {places}\n");
         }
         let rows = [
             ("one job alone", format!("{:.1} s", self.single_s)),
@@ -91,12 +94,4 @@ impl DemoReport {
         }
         text
     }
-}
-
-fn places(run: &ClusterRun) -> Vec<(i32, Vec<String>, f64)> {
-    let until_s = |pid| run.seen.get(pid).map_or(0.0, Duration::as_secs_f64);
-    run.places
-        .iter()
-        .map(|(pid, places)| (*pid, places.clone(), until_s(pid)))
-        .collect()
 }

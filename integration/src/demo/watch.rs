@@ -14,7 +14,7 @@ use crate::lab::run::output;
 
 /// How often is looked while jobs begin and move,
 const INTERVAL: Duration = Duration::from_secs(1);
-/// and when everything is as it was: home answers with the CPU time that its own job lacks.
+/// and later: home answers with the CPU time that its own job lacks.
 const CALM_INTERVAL: Duration = Duration::from_secs(2);
 /// Jobs begin and spread in this time.
 const BEGINNING: Duration = Duration::from_secs(10);
@@ -31,16 +31,22 @@ pub(super) struct Job {
     pub(super) moves: u32,
 }
 
+/// How one job went.
+#[derive(Clone, Debug, Default)]
+pub struct Course {
+    pub(super) moves: u32,
+    /// Where it was seen, one after the other.
+    pub(super) places: Vec<String>,
+    /// How long after the start it was last seen at work.
+    pub(super) until: Duration,
+}
+
 /// How the jobs went.
 #[derive(Debug)]
 pub(super) struct ClusterRun {
     pub(super) elapsed: Duration,
-    /// Moves of each job, by its PID.
-    pub(super) moves: BTreeMap<i32, u32>,
-    /// Where each job was seen, one after the other.
-    pub(super) places: BTreeMap<i32, Vec<String>>,
-    /// How long after the start each job was last seen at work.
-    pub(super) seen: BTreeMap<i32, Duration>,
+    /// What was seen of each job, by its PID.
+    pub(super) courses: BTreeMap<i32, Course>,
     /// What the shell said of jobs that failed.
     pub(super) failed: Vec<String>,
 }
@@ -61,24 +67,16 @@ pub(super) fn cluster(
         .spawn()?;
     let mut run = ClusterRun {
         elapsed: Duration::ZERO,
-        moves: BTreeMap::new(),
-        places: BTreeMap::new(),
-        seen: BTreeMap::new(),
+        courses: BTreeMap::new(),
         failed: Vec::new(),
     };
-    let mut pause = INTERVAL;
-    while !ended_within(&mut shell, pause)? {
+    while !ended_within(&mut shell, interval(start.elapsed()))? {
         if start.elapsed() > limit {
             shell.kill()?;
             bail!("the jobs did not end within {limit:.0?}");
         }
         if let Ok(jobs) = look(lab) {
-            let changed = run.note(&jobs, start.elapsed());
-            pause = if changed || start.elapsed() < BEGINNING {
-                INTERVAL
-            } else {
-                CALM_INTERVAL
-            };
+            run.note(&jobs, start.elapsed());
             screen.draw(options, start.elapsed(), &jobs);
         }
     }
@@ -93,6 +91,14 @@ pub(super) fn cluster(
     Ok(run)
 }
 
+fn interval(elapsed: Duration) -> Duration {
+    if elapsed < BEGINNING {
+        INTERVAL
+    } else {
+        CALM_INTERVAL
+    }
+}
+
 /// Waits a while for the end of a child, looking often so that its time is exact.
 fn ended_within(child: &mut Child, time: Duration) -> Result<bool> {
     let until = Instant::now() + time;
@@ -105,7 +111,7 @@ fn ended_within(child: &mut Child, time: Duration) -> Result<bool> {
     Ok(false)
 }
 
-/// Asks the home node, without using its CPU time for it.
+/// Asks the home node; only its daemon's answer is paid with the node's CPU time.
 fn look(lab: &Lab) -> Result<Vec<Job>> {
     let mut ps = lab.unlimited_command(HOME, ["omfs", "ps", "--json"])?;
     let text = output(&mut ps, LOOK_TIMEOUT)?.stdout;
@@ -117,21 +123,16 @@ fn look(lab: &Lab) -> Result<Vec<Job>> {
 }
 
 impl ClusterRun {
-    /// True if a job began, moved or ended since the last look.
-    fn note(&mut self, jobs: &[Job], now: Duration) -> bool {
-        let mut changed = false;
+    fn note(&mut self, jobs: &[Job], now: Duration) {
         for job in jobs {
+            let course = self.courses.entry(job.pid).or_default();
             if job.state != "ended" {
-                self.seen.insert(job.pid, now);
+                course.until = now;
             }
-            let moves = self.moves.entry(job.pid).or_default();
-            *moves = job.moves.max(*moves);
-            let places = self.places.entry(job.pid).or_default();
-            if places.last() != Some(&job.place) {
-                places.push(job.place.clone());
-                changed = true;
+            course.moves = job.moves.max(course.moves);
+            if course.places.last() != Some(&job.place) {
+                course.places.push(job.place.clone());
             }
         }
-        changed || jobs.iter().any(|job| job.state == "migrating")
     }
 }

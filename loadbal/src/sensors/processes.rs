@@ -114,7 +114,7 @@ impl Processes {
 
     /// Time since boot in the units of start times, so in this time namespace.
     fn uptime(&self) -> Duration {
-        let text = parse::text(&self.roots.proc.join("uptime")).unwrap_or_default();
+        let text = parse::line(&self.roots.proc.join("uptime")).unwrap_or_default();
         let seconds = text.split(' ').next().and_then(|field| field.parse().ok());
         let seconds = seconds.filter(|s: &f64| s.is_finite() && (0.0..1e11).contains(s));
         Duration::from_secs_f64(seconds.unwrap_or(0.0))
@@ -209,7 +209,7 @@ impl Processes {
     #[must_use]
     pub fn private_memory(&self, pid: i32) -> Option<u64> {
         let path = self.roots.proc.join(pid.to_string()).join("statm");
-        let text = parse::text(&path)?;
+        let text = parse::line(&path)?;
         let mut fields = text.split_ascii_whitespace().skip(1);
         let resident: u64 = fields.next()?.parse().ok()?;
         let shared: u64 = fields.next()?.parse().ok()?;

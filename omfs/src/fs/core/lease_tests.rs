@@ -265,6 +265,14 @@ fn write_until_leased(core: &Core, fh: u64, byte: u8) -> u64 {
     at
 }
 
+/// A new file that its client may write behind, which has 1000 bytes after so many on the way.
+fn held_back(core: &Core) -> (u64, u64) {
+    let fh = create(core, "f");
+    let at = write_until_leased(core, fh, 1);
+    core.write(WHO, fh, at, &[2; 1000], false).unwrap();
+    (fh, at)
+}
+
 fn create(core: &Core, name: &str) -> u64 {
     let root = core.lookup(WHO, ROOT, b"n1").unwrap().id;
     let new = NewName {
@@ -299,9 +307,7 @@ fn what_is_held_back_is_seen_by_whoever_opens_the_file() {
 fn what_is_held_back_is_seen_by_other_nodes_attributes_and_lookups() {
     let owner = Owner::new();
     let (core, other) = (owner.client(2), owner.client(3));
-    let fh = create(&core, "f");
-    let at = write_until_leased(&core, fh, 1);
-    core.write(WHO, fh, at, &[2; 1000], false).unwrap();
+    let (fh, at) = held_back(&core);
     let id = find(&core, "f");
     assert_eq!(core.getattr(WHO, id, None).unwrap().size, at + 1000);
     core.write(WHO, fh, at + 1000, &[2; 1000], false).unwrap();
@@ -314,9 +320,7 @@ fn what_is_held_back_is_seen_by_other_nodes_attributes_and_lookups() {
 fn what_is_held_back_arrives_soon_and_with_close() {
     let owner = Owner::new();
     let core = owner.client(2);
-    let fh = create(&core, "f");
-    let at = write_until_leased(&core, fh, 1);
-    core.write(WHO, fh, at, &[2; 1000], false).unwrap();
+    let (fh, at) = held_back(&core);
     let size = || fs::metadata(owner.path("f")).unwrap().len();
     let until = Instant::now() + Duration::from_secs(20);
     while size() < at + 1000 {
@@ -332,9 +336,7 @@ fn what_is_held_back_arrives_soon_and_with_close() {
 fn after_close_the_next_opener_need_not_wait() {
     let owner = Owner::new();
     let core = owner.client(2);
-    let fh = create(&core, "f");
-    let at = write_until_leased(&core, fh, 1);
-    core.write(WHO, fh, at, &[2; 1000], false).unwrap();
+    let (fh, at) = held_back(&core);
     core.flush(WHO, fh, 1).unwrap();
     let open = || {
         let mut options = fs::File::options();

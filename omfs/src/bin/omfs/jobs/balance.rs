@@ -18,6 +18,7 @@ use proto::v1;
 use tokio::runtime::Handle;
 
 use super::moves::{self, MoveError, Reporter, Wish};
+use super::own_pid;
 use super::registry::{Entry, GuestKey, is_away};
 use super::shared::{Marked, Shared};
 
@@ -250,10 +251,6 @@ fn overhead(shared: &Shared, guests: &[(GuestKey, Entry)]) -> HashSet<i32> {
     }
     pids.extend(guests.iter().map(|(_, entry)| entry.state.keeper_pid));
     pids
-}
-
-fn own_pid() -> i32 {
-    i32::try_from(std::process::id()).unwrap_or(0)
 }
 
 fn members(shared: &Shared) -> (Vec<NodeId>, Vec<NodeId>) {

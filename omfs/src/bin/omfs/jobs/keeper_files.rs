@@ -13,6 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use migrator::control::{JobState, RunState, read_state};
 
+use super::own_pid;
+
 /// State files that are read.
 const FILES_MAX: usize = 4096;
 /// A file that was changed so short a time before it was read may be changed again with the same
@@ -156,7 +158,7 @@ pub async fn wait_for_end(keeper_pid: i32, keeper: &str, limit: Duration) -> boo
 
 /// Whether a PID is (still) a keeper of ours, by its command line.
 fn is_keeper(pid: i32, keeper: &str) -> bool {
-    if pid == i32::try_from(std::process::id()).unwrap_or(0) {
+    if pid == own_pid() {
         return true; // tests keep jobs themselves
     }
     let line = omfs::procfs::bytes(format!("/proc/{pid}/cmdline")).unwrap_or_default();

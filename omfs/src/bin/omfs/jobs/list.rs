@@ -11,6 +11,7 @@ use omfs::cluster::control::Caller;
 use omfs::cluster::peers::Liveness;
 use proto::v1::Process;
 
+use super::own_pid;
 use super::registry::{Entry, is_away};
 use super::shared::{Marked, Shared};
 use super::subject::Subject;
@@ -102,7 +103,7 @@ fn hidden(shared: &Shared) -> HashSet<i32> {
     for (_, entry) in shared.registry.guests() {
         hidden.extend([entry.state.keeper_pid, entry.state.host_pid]);
     }
-    hidden.insert(i32::try_from(std::process::id()).unwrap_or(0));
+    hidden.insert(own_pid());
     hidden
 }
 

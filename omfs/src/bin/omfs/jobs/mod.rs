@@ -53,6 +53,11 @@ use shared::Shared;
 pub use shim_main::{ShimArgs, shim_main};
 pub use supervisor_main::{SupervisorArgs, supervisor_main};
 
+/// This process, which is the daemon.
+fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(0)
+}
+
 /// What the daemon gives to this module.
 #[derive(Clone, Debug)]
 pub struct JobsContext {

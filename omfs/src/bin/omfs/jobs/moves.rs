@@ -11,13 +11,13 @@ use omfs::cluster::peers::{Liveness, Peer};
 use proto::ids::NodeId;
 use proto::v1;
 
-use super::Progress;
 use super::keeper::{self, Answer, Step};
 use super::keeper_files::wait_for_end;
 use super::registry::{Entry, is_away};
 pub use super::report::{Done, MoveError, Reporter};
 use super::shared::Shared;
 use super::subject::Subject;
+use super::{Progress, own_pid};
 
 /// How long a host that asked for a move waits for its end; the move goes on beyond.
 const REQUEST_ANSWER_MAX: Duration = Duration::from_secs(8);
@@ -158,7 +158,7 @@ fn check_ours(shared: &Shared, wish: &Wish) -> Result<(), MoveError> {
     let keepers = shared.registry.jobs().into_iter();
     let shims = keepers.map(|entry| entry.state.keeper_pid);
     let supervisors = shared.registry.guest_keepers().into_keys();
-    let daemon = i32::try_from(std::process::id()).unwrap_or(0);
+    let daemon = own_pid();
     if shims
         .chain(supervisors)
         .chain([daemon])

@@ -186,9 +186,7 @@ fn a_piece_that_arrived_without_word_of_it_is_no_change() {
 fn a_daemon_that_is_told_to_end_sends_everything_and_holds_nothing_more() {
     let owner = Owner::new();
     let core = owner.client(2);
-    let fh = create(&core, "f");
-    let at = write_until_leased(&core, fh, 1);
-    core.write(WHO, fh, at, &[2; 1000], false).unwrap();
+    let (fh, at) = held_back(&core);
     core.settle_all();
     assert_eq!(size(&owner), at + 1000);
     core.write(WHO, fh, at + 1000, &[2; 1000], false).unwrap();
