@@ -24,6 +24,11 @@ pub fn tests() -> Vec<Trial> {
         .test("exit_status_and_signals_pass_through", &[], statuses)
         .test("signals_are_forwarded", &[], forwarded_signals)
         .test(
+            "what_a_caller_ignores_is_not_handed_down",
+            &[],
+            ignored_signals,
+        )
+        .test(
             "a_terminal_of_the_nodes_own",
             &[Need::Tool("script")],
             terminal,
@@ -371,6 +376,28 @@ fn lacking() -> Result<()> {
         result.status.code() == Some(1) && said.contains("MISSING  /dev/fuse: "),
         "{:?}: {said}",
         result.status
+    );
+    Ok(())
+}
+
+fn ignored_signals(lab: &Lab) -> Result<()> {
+    let script = format!(
+        "trap '' INT QUIT; grep SigIgn /proc/self/status; \
+         exec {} --lab {} exec n1 -- grep SigIgn /proc/self/status",
+        binaries::lab()?.display(),
+        lab.id()
+    );
+    let result = output(Command::new("sh").args(["-c", &script]), TIMEOUT)?;
+    let text = String::from_utf8_lossy(&result.stdout);
+    // Numbers 1 to 31; the C library keeps 32 and 33 to itself.
+    let ignored: Vec<u64> = text
+        .lines()
+        .filter_map(|line| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok())
+        .map(|mask| mask & 0x7fff_ffff)
+        .collect();
+    ensure!(
+        matches!(ignored[..], [outside, 0] if outside & 0b110 == 0b110),
+        "{text}"
     );
     Ok(())
 }
