@@ -20,7 +20,7 @@ use crate::sys::xattr;
 use crate::tracee::{Memory, Regs, TraceeError};
 
 /// The attribute of home's root that tells about the file with the number behind it
-/// (`omfs/src/fs/core/identity.rs`).
+/// (`omfs/client/src/core/identity.rs`).
 const ATTRIBUTE: &str = "trusted.omfs.owners-numbers.";
 /// Most that are remembered; then all are forgotten.
 const KNOWN_MAX: usize = 1 << 16;

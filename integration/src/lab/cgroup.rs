@@ -43,7 +43,7 @@ pub struct Hierarchy {
 /// # Errors
 /// /proc is not readable.
 pub fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let mounts = omfs::procfs::text("/proc/mounts").context("/proc/mounts")?;
+    let mounts = omfs_sys::procfs::text("/proc/mounts").context("/proc/mounts")?;
     Ok(parse_mounts(&mounts, |mount| {
         fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
     }))

@@ -183,7 +183,7 @@ fn watch(supervisor: Pid, options: &LabOptions, signals: &SignalFd) -> Result<()
 /// (`proc_pid_stat(5)`: flags).
 fn is_ending(supervisor: Pid) -> bool {
     const PF_EXITING: u64 = 4;
-    let stat = omfs::procfs::text(format!("/proc/{supervisor}/stat")).unwrap_or_default();
+    let stat = omfs_sys::procfs::text(format!("/proc/{supervisor}/stat")).unwrap_or_default();
     let flags = stat.rsplit_once(") ").and_then(|(_, rest)| {
         let field = rest.split(' ').nth(6)?;
         field.parse::<u64>().ok()

@@ -72,7 +72,7 @@ impl Footprint {
                 .iter()
                 .map(|dir| format!("control group {}", dir.display())),
         );
-        let mounts = omfs::procfs::text("/proc/self/mountinfo")?;
+        let mounts = omfs_sys::procfs::text("/proc/self/mountinfo")?;
         let ours = |line: &&str| line.contains(&format!("/omfs-lab/{}", self.id));
         left.extend(
             mounts

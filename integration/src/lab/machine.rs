@@ -1,7 +1,7 @@
 //! Whether labs can be made on this machine.
 
 use anyhow::{Result, ensure};
-use omfs::check::{self, Finding};
+use omfs_check::{self as check, Finding};
 
 /// Looks at what `omfs check` looks at.
 ///
@@ -25,7 +25,7 @@ fn lines(findings: &[Finding]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use omfs::check::{NeededBy, Problem};
+    use omfs_check::{NeededBy, Problem};
 
     fn finding(name: &'static str, needed_by: NeededBy, there: bool) -> Finding {
         let problem = (!there).then(|| Problem {

@@ -1,0 +1,212 @@
+//! The only module that knows the FUSE crate.
+
+mod convert;
+mod filesystem;
+mod passthrough;
+mod replies;
+mod succession;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use fuser::{InitFlags, KernelConfig, SessionACL};
+
+use super::caller::Who;
+use super::config::FsConfig;
+use super::core::{Core, Outcome};
+use super::journal::Journal;
+use super::pool::Pool;
+use passthrough::Modes;
+pub use succession::{resume, serve_first};
+
+/// Bytes of one read or write request: what the kernel gives at most by default.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+/// Requests the kernel may have in the background (readahead, asynchronous direct I/O).
+const BACKGROUND_MAX: u16 = 64;
+/// Roots of emulated nodes are overlays, which are one deep themselves.
+const STACK_DEPTH: u32 = 2;
+/// Threads that never wait for other nodes.
+const THREADS_RESERVED: usize = 2;
+const THREADS_MIN: usize = 3;
+const THREADS_MAX: usize = 16;
+
+/// What is asked of the kernel. Not asked, because the FUSE crate mishandles them in this version:
+/// SETXATTR_EXT, ALLOW_IDMAP. Not asked, because nothing may be cached without leases:
+/// WRITEBACK_CACHE, DO_READDIRPLUS, CACHE_SYMLINKS. POSIX_ACL would make the kernel check
+/// permissions by cached attributes; ACLs work as extended attributes, checked by the owner.
+/// ATOMIC_O_TRUNC would truncate a running program before the kernel finds that it must not.
+const CAPABILITIES: [InitFlags; 7] = [
+    InitFlags::FUSE_POSIX_LOCKS,
+    InitFlags::FUSE_FLOCK_LOCKS,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_AUTO_INVAL_DATA,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+];
+
+/// A running filesystem session. Dropping it leaves the session running; it ends when its
+/// mount is gone.
+#[derive(Debug)]
+pub struct Session {
+    background: fuser::BackgroundSession,
+    core: Arc<Core>,
+}
+
+impl Session {
+    /// Whether the mount is gone and all threads have ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.background.guard.is_finished()
+    }
+
+    /// Holds back no more of what is written, and sends what is held, as far as owners answer.
+    pub fn settle(&self) {
+        self.core.settle_all();
+    }
+
+    /// Waits until the mount is gone.
+    ///
+    /// # Errors
+    /// What ended the session, when it was not an unmount.
+    pub fn join(self) -> io::Result<()> {
+        self.background.join()
+    }
+}
+
+/// Serves a filesystem on an opened `/dev/fuse` that is mounted already, and returns once the
+/// handshake with the kernel is done.
+///
+/// # Errors
+/// The descriptor is not mounted, or the kernel's FUSE is too old.
+pub fn serve(fuse: OwnedFd, config: FsConfig) -> io::Result<Session> {
+    let threads = threads(&config);
+    let adapter = Adapter::new(&fuse, config, Journal::none())?;
+    let core = Arc::clone(&adapter.core);
+    let session = fuser::Session::from_fd(adapter, fuse, SessionACL::All, options(threads))?;
+    start(session, core)
+}
+
+fn threads(config: &FsConfig) -> usize {
+    config.threads.clamp(THREADS_MIN, THREADS_MAX)
+}
+
+/// All threads share one queue: requests taken from a queue of a thread's own would fail with the
+/// daemon, instead of being given to the next one.
+fn options(threads: usize) -> fuser::Config {
+    let mut options = fuser::Config::default();
+    options.n_threads = Some(threads);
+    options.acl = SessionACL::All;
+    options
+}
+
+fn start(session: fuser::Session<Adapter>, core: Arc<Core>) -> io::Result<Session> {
+    let background = session.spawn()?;
+    core.send_by_itself();
+    Ok(Session { background, core })
+}
+
+/// Turns the kernel's requests into calls of [`Core`] and its outcomes into replies.
+#[derive(Clone, Debug)]
+struct Adapter {
+    core: Arc<Core>,
+    modes: Arc<Modes>,
+    pool: Pool,
+    /// How many of the session's threads are in calls to other nodes.
+    waiting: Arc<AtomicUsize>,
+    waiting_max: usize,
+    passthrough: bool,
+}
+
+/// Permission to handle a request on the session's own thread.
+#[derive(Debug)]
+struct Slot<'a>(Option<&'a AtomicUsize>);
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.0 {
+            waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// A defect in one operation costs its caller an EIO (the reply says so when it is dropped), and
+/// not everybody the thread and in the end the mount. The hook has told of it already.
+fn contain(job: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(job));
+}
+
+impl Adapter {
+    fn new(fuse: &OwnedFd, config: FsConfig, journal: Journal) -> io::Result<Self> {
+        Ok(Self {
+            modes: Arc::new(Modes::new(fuse.try_clone()?)),
+            pool: Pool::default(),
+            waiting: Arc::new(AtomicUsize::new(0)),
+            waiting_max: threads(&config) - THREADS_RESERVED,
+            passthrough: config.passthrough,
+            core: Arc::new(Core::new(config, journal)),
+        })
+    }
+
+    fn negotiate(&mut self, kernel: &mut KernelConfig) {
+        for capability in CAPABILITIES {
+            // What the kernel lacks it says no to; everything works without, if less well.
+            let _ = kernel.add_capabilities(capability);
+        }
+        self.passthrough &= kernel.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && kernel.set_max_stack_depth(STACK_DEPTH).is_ok();
+        let _ = kernel.set_max_write(REQUEST_BYTES_MAX);
+        let _ = kernel.set_max_background(BACKGROUND_MAX);
+    }
+
+    /// Local requests are handled where they arrive; those that wait for other nodes as well, to
+    /// save a thread switch, as long as enough threads remain for local ones.
+    fn slot(&self, may_wait: bool) -> Option<Slot<'_>> {
+        if !may_wait {
+            return Some(Slot(None));
+        }
+        if self.waiting.fetch_add(1, Ordering::AcqRel) < self.waiting_max {
+            return Some(Slot(Some(&self.waiting)));
+        }
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        None
+    }
+
+    fn run_where(&self, may_wait: bool, job: impl FnOnce(&Core) + Send + 'static) {
+        match self.slot(may_wait) {
+            Some(_slot) => contain(|| job(&self.core)),
+            None => self.run_in_pool(job),
+        }
+    }
+
+    fn run_in_pool(&self, job: impl FnOnce(&Core) + Send + 'static) {
+        let core = self.core.clone();
+        self.pool.run(move || contain(|| job(&core)));
+    }
+
+    /// Handles a request on a file.
+    fn run(&self, id: u64, job: impl FnOnce(&Core) + Send + 'static) {
+        self.run_where(self.core.is_remote(id), job);
+    }
+
+    /// Does something with a file for a caller, as patiently as the caller is owed, and replies.
+    fn ask<T>(
+        &self,
+        who: Who,
+        id: u64,
+        act: impl Fn(&Core) -> Outcome<T> + Send + 'static,
+        reply: impl FnOnce(&Core, Outcome<T>) + Send + 'static,
+    ) {
+        self.run(id, move |core| {
+            reply(core, core.patiently(who, id, || act(core)));
+        });
+    }
+
+    /// Handles a request that may keep a disk busy for long.
+    fn run_long(&self, job: impl FnOnce(&Core) + Send + 'static) {
+        self.run_where(true, job);
+    }
+}

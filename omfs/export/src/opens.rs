@@ -1,0 +1,230 @@
+//! Opening, creating and closing files.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use proto::v1::fs_reply::Result as Reply;
+use proto::v1::{Create, Entry, FhArg, Flush, NodeArg, Open, Opened, Release};
+
+use super::answer::{Answer, attr, component, done, reply};
+use super::caller::Who;
+use super::files::OpenFile;
+use super::lookup::open_path;
+use super::nodes::{Keep, NodeRef};
+use super::{Errno, ExportSession};
+use omfs_sys::file::{self, Freshness, Stat};
+
+/// What the kernel adds to the flags when it opens a program to execute it (`__FMODE_EXEC`).
+const FMODE_EXEC: i32 = 0x20;
+/// Flags that say how to find a file, or that belong to the peer's own descriptor.
+const NOT_OURS: i32 = libc::O_CREAT
+    | libc::O_EXCL
+    | libc::O_NOCTTY
+    | libc::O_NOFOLLOW
+    | libc::O_ASYNC
+    | libc::O_DIRECT
+    | libc::O_APPEND
+    | libc::O_CLOEXEC
+    | FMODE_EXEC;
+/// How often a create retries while others make and remove the same name.
+const CREATE_ATTEMPTS_MAX: usize = 16;
+
+impl ExportSession {
+    pub(super) fn open(&self, who: &Who, arg: &Open) -> Answer {
+        let node = self.node(arg.node)?;
+        check_flags(arg.flags)?;
+        let fd = open_node(who, &node, arg.flags)?;
+        let fh = self.add_file(fd, &node, arg.flags)?;
+        reply(Reply::Opened(Opened { fh }))
+    }
+
+    pub(super) fn open_dir(&self, who: &Who, arg: &NodeArg) -> Answer {
+        let node = self.node(arg.node)?;
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK;
+        let fd = {
+            let _as_caller = who.assume()?;
+            file::reopen(node.fd.as_fd(), flags)?
+        };
+        let fh = self.add_file(fd, &node, flags)?;
+        reply(Reply::Opened(Opened { fh }))
+    }
+
+    fn add_file(&self, fd: OwnedFd, node: &NodeRef, flags: i32) -> Result<u64, Errno> {
+        let fd = self.files.count(Arc::new(fd))?;
+        let stat = file::stat(fd.as_fd(), Freshness::Known)?;
+        Ok(self.files.add(OpenFile {
+            fd,
+            _keeps_node: Arc::clone(&node.fd),
+            is_regular: stat.mode & libc::S_IFMT == libc::S_IFREG,
+            is_writable: is_writable(flags),
+            mount: Arc::clone(&node.mount),
+            inode: (stat.dev, stat.ino),
+            dir_offset: Mutex::new(0),
+            is_flocked: AtomicBool::new(false),
+            is_adopted: false,
+        }))
+    }
+
+    pub(super) fn create(&self, who: &Who, arg: &Create) -> Answer {
+        let parent = self.node(arg.parent)?;
+        let name = component(&arg.name)?;
+        check_flags(arg.flags)?;
+        for _ in 0..CREATE_ATTEMPTS_MAX {
+            match self.create_new(who, &parent, &name, arg) {
+                Err(Errno(libc::EEXIST)) if arg.flags & libc::O_EXCL == 0 => {}
+                answer => return answer,
+            }
+            match self.open_existing(who, &parent, &name, arg.flags) {
+                Err(Errno(libc::ENOENT)) => {}
+                answer => return answer,
+            }
+        }
+        Err(Errno(libc::EBUSY))
+    }
+
+    fn create_new(&self, who: &Who, parent: &NodeRef, name: &CStr, arg: &Create) -> Answer {
+        let flags = (arg.flags & !NOT_OURS) | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+        let fd = {
+            let _as_caller = who.assume_creating()?;
+            file::open_at(Some(parent.fd.as_fd()), name, flags, arg.mode & 0o7777)?
+        };
+        let (stat, mount) = self.inspect(&fd, &parent.mount)?;
+        // Where the descriptor itself has to name the inode, it must not keep it open for writing.
+        let path_fd = if mount.anchor.is_some() {
+            None
+        } else {
+            Some(Arc::new(file::reopen(fd.as_fd(), libc::O_PATH)?))
+        };
+        let fd = Arc::new(fd);
+        let path_fd = path_fd.unwrap_or_else(|| Arc::clone(&fd));
+        let node = self.nodes.enter(&path_fd, &stat, &mount, Keep::Nothing)?;
+        let kind = stat.mode & libc::S_IFMT;
+        let node = NodeRef {
+            id: node,
+            fd: path_fd,
+            kind,
+            mount,
+        };
+        self.answer_created(fd, &node, &stat, arg.flags)
+    }
+
+    fn open_existing(&self, who: &Who, parent: &NodeRef, name: &CStr, flags: i32) -> Answer {
+        let path_fd = open_path(who, parent, name)?;
+        let (stat, mount) = self.inspect(&path_fd, &parent.mount)?;
+        if stat.mode & libc::S_IFMT != libc::S_IFREG {
+            // The peer believed there was nothing; ESTALE makes its kernel look again.
+            return Err(Errno(libc::ESTALE));
+        }
+        let path_fd = Arc::new(path_fd);
+        let kind = stat.mode & libc::S_IFMT;
+        let mut node = NodeRef {
+            id: 0,
+            fd: path_fd,
+            kind,
+            mount,
+        };
+        let fd = Arc::new(open_node(who, &node, flags)?);
+        node.id = self
+            .nodes
+            .enter(&node.fd, &stat, &node.mount, Keep::Nothing)?;
+        let stat = file::stat(fd.as_fd(), Freshness::Fresh)?;
+        self.answer_created(fd, &node, &stat, flags)
+    }
+
+    fn answer_created(&self, fd: Arc<OwnedFd>, node: &NodeRef, stat: &Stat, flags: i32) -> Answer {
+        let counted = self
+            .files
+            .count(fd)
+            .inspect_err(|_| self.nodes.forget(node.id, 1))?;
+        let fh = self.files.add(OpenFile {
+            fd: counted,
+            _keeps_node: Arc::clone(&node.fd),
+            is_regular: true,
+            is_writable: is_writable(flags),
+            mount: Arc::clone(&node.mount),
+            inode: (stat.dev, stat.ino),
+            dir_offset: Mutex::new(0),
+            is_flocked: AtomicBool::new(false),
+            is_adopted: false,
+        });
+        reply(Reply::Entry(Entry {
+            node: node.id,
+            attr: Some(attr(stat)),
+            fh,
+        }))
+    }
+
+    pub(super) fn flush(&self, arg: &Flush) -> Answer {
+        let open = self.files.get(arg.fh)?;
+        self.locks.drop_owner(open.inode, arg.lock_owner);
+        if arg.lease != 0 {
+            self.export.leases.returned(self.lease_id(arg.lease));
+        }
+        done()
+    }
+
+    pub(super) fn release(&self, arg: &Release) -> Answer {
+        let open = self.files.remove(arg.fh)?;
+        self.export.leases.closed(&open);
+        self.unlock_released(&open);
+        done()
+    }
+
+    pub(super) fn release_dir(&self, arg: &FhArg) -> Answer {
+        self.files.remove(arg.fh)?;
+        done()
+    }
+}
+
+fn is_writable(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// # Errors
+/// `EOPNOTSUPP` for files without a name, `EINVAL` for descriptors without a file.
+fn check_flags(flags: i32) -> Result<(), Errno> {
+    if flags & libc::O_TMPFILE == libc::O_TMPFILE {
+        return Err(Errno(libc::EOPNOTSUPP));
+    }
+    if flags & libc::O_PATH != 0 {
+        return Err(Errno(libc::EINVAL));
+    }
+    Ok(())
+}
+
+/// Opens a file or directory as the caller. Special files are opened by the peer's own kernel.
+fn open_node(who: &Who, node: &NodeRef, flags: i32) -> Result<OwnedFd, Errno> {
+    match node.kind {
+        libc::S_IFREG | libc::S_IFDIR => {}
+        libc::S_IFLNK => return Err(Errno(libc::ELOOP)),
+        _ => return Err(Errno(libc::ENXIO)),
+    }
+    // Of a regular file, not waiting could only mean not waiting for a lease to be given back.
+    let mut ours = flags & !NOT_OURS;
+    if node.kind == libc::S_IFREG {
+        ours &= !libc::O_NONBLOCK;
+    }
+    if flags & FMODE_EXEC != 0 && node.kind == libc::S_IFREG {
+        return open_to_execute(who, node);
+    }
+    let _as_caller = who.assume()?;
+    match file::reopen(node.fd.as_fd(), ours) {
+        // An append-only inode (chattr(1), a) opens for writing with O_APPEND alone; elsewhere it
+        // is left away because it would also catch writes that have their place.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) && flags & libc::O_APPEND != 0 => {
+            Ok(file::reopen(node.fd.as_fd(), ours | libc::O_APPEND)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// A program needs not be readable to be executed.
+fn open_to_execute(who: &Who, node: &NodeRef) -> Result<OwnedFd, Errno> {
+    {
+        let _as_caller = who.assume()?;
+        file::access(node.fd.as_fd(), libc::X_OK as u32)?;
+    }
+    Ok(file::reopen(node.fd.as_fd(), libc::O_RDONLY)?)
+}

@@ -1,0 +1,100 @@
+//! What nodes ask each other.
+
+use omfs_cluster::control::ControlError;
+use proto::ids::NodeId;
+use proto::v1;
+use proto::v1::cluster_server::Cluster;
+use tonic::{Request, Response, Status};
+
+use super::server::Services;
+
+/// Implements `omfs.v1.Cluster`.
+#[derive(Debug)]
+pub struct ClusterService {
+    services: Services,
+}
+
+impl ClusterService {
+    /// For this node.
+    pub fn new(services: Services) -> Self {
+        Self { services }
+    }
+
+    /// The node that the caller's certificate names; nobody else gets anything.
+    fn peer<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let chain = request.peer_certs();
+        let chain = chain.as_ref().map(|chain| chain.as_slice());
+        let node = self.services.identity.peer_node(chain);
+        node.map_err(|error| Status::unauthenticated(error.to_string()))
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    async fn swim(
+        &self,
+        request: Request<v1::SwimPacket>,
+    ) -> Result<Response<v1::SwimReply>, Status> {
+        let from = self.peer(&request)?;
+        let packet = request.into_inner().data.into();
+        let answers = self.services.swim.receive_and_answer(from, packet).await;
+        let packets = answers.iter().map(|packet| packet.to_vec()).collect();
+        Ok(Response::new(v1::SwimReply { packets }))
+    }
+
+    async fn gossip(
+        &self,
+        request: Request<v1::LoadWindow>,
+    ) -> Result<Response<v1::LoadWindow>, Status> {
+        let from = self.peer(&request)?;
+        let answer = self.services.jobs.gossip(from, request.into_inner());
+        Ok(Response::new(answer))
+    }
+
+    async fn prepare_guest(
+        &self,
+        request: Request<v1::PrepareGuestRequest>,
+    ) -> Result<Response<v1::PrepareGuestReply>, Status> {
+        let from = self.peer(&request)?;
+        let request = request.into_inner();
+        if request.home_id != from.0 {
+            let error = ControlError::NotPermitted(format!(
+                "node {from} asks for a guest of node {}",
+                request.home_id
+            ));
+            return Err(error.into());
+        }
+        let answer = self.services.jobs.prepare_guest(from, request).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn processes(
+        &self,
+        request: Request<v1::ProcessesRequest>,
+    ) -> Result<Response<v1::ProcessesReply>, Status> {
+        self.peer(&request)?;
+        let processes = self.services.jobs.processes(None, false).await;
+        Ok(Response::new(v1::ProcessesReply { processes }))
+    }
+
+    async fn request_move(
+        &self,
+        request: Request<v1::RequestMoveRequest>,
+    ) -> Result<Response<v1::RequestMoveReply>, Status> {
+        let from = self.peer(&request)?;
+        self.services
+            .jobs
+            .request_move(from, request.into_inner())
+            .await?;
+        Ok(Response::new(v1::RequestMoveReply {}))
+    }
+
+    async fn lock_guest(
+        &self,
+        request: Request<v1::LockGuestRequest>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        let from = self.peer(&request)?;
+        self.services.jobs.lock_guest(from, request.into_inner());
+        Ok(Response::new(v1::Empty {}))
+    }
+}

@@ -1,0 +1,234 @@
+//! What `omfs ps` shows.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use loadbal::sensors::{Processes, Roots};
+use migrator::capture::eligibility;
+use migrator::control::{JobState, RunState};
+use omfs_cluster::control::Caller;
+use omfs_service::peers::Liveness;
+use proto::v1::Process;
+
+use super::own_pid;
+use super::registry::{Entry, is_away};
+use super::shared::{Marked, Shared};
+use super::subject::Subject;
+
+/// Processes that are examined for one listing; beyond, what keeps them from moving is not shown.
+const EXAMINED_MAX: usize = 256;
+/// Other nodes must answer within this time.
+const OTHERS_MAX: Duration = Duration::from_secs(3);
+
+/// Jobs that are away or marked, guests, and what ended away of late; with `all` every process
+/// here, and what other nodes have.
+pub async fn processes(shared: &Arc<Shared>, caller: Option<Caller>, all: bool) -> Vec<Process> {
+    let state = Arc::clone(shared);
+    let local = tokio::task::spawn_blocking(move || local(&state, all)).await;
+    let mut listed = local.unwrap_or_default();
+    if all && caller.is_some() {
+        let shown: HashSet<(String, i32)> = keys(&listed);
+        for process in others(shared).await {
+            // A job is best described by its home.
+            let known = shown.contains(&(process.home.clone(), process.pid));
+            let from_home = process.note != "guest";
+            if !known && from_home {
+                listed.push(process);
+            }
+        }
+    }
+    listed.sort_by(|a, b| (&a.home, a.pid, &a.r#where).cmp(&(&b.home, b.pid, &b.r#where)));
+    listed
+}
+
+/// Adds processes that were started after the last sample.
+fn add_young(sampled: &mut Vec<Marked>) {
+    let known: HashSet<_> = sampled.iter().map(|one| one.sample.key).collect();
+    let mut sensors = Processes::new(Roots::default());
+    let now = sensors.sample();
+    let young = now.into_iter().filter(|one| !known.contains(&one.key));
+    sampled.extend(young.map(|sample| Marked {
+        mark: sensors.mark(sample.key.pid),
+        sample,
+    }));
+}
+
+fn keys(processes: &[Process]) -> HashSet<(String, i32)> {
+    processes
+        .iter()
+        .map(|process| (process.home.clone(), process.pid))
+        .collect()
+}
+
+fn local(shared: &Shared, all: bool) -> Vec<Process> {
+    shared.refresh();
+    let mut sampled = shared.sampled();
+    if all {
+        add_young(&mut sampled);
+    }
+    let jobs = shared.registry.jobs();
+    let mut listed: Vec<Process> = jobs
+        .iter()
+        .map(|entry| job(shared, entry, &sampled))
+        .collect();
+    let shown: HashSet<i32> = listed.iter().map(|process| process.pid).collect();
+    listed.extend(
+        shared
+            .registry
+            .guests()
+            .iter()
+            .map(|(_, entry)| guest(entry, &sampled)),
+    );
+    let ended = shared.registry.ended();
+    let ended = ended.iter().filter(|state| !shown.contains(&state.pid));
+    listed.extend(ended.map(|state| from_state(state, "")));
+    let hidden = hidden(shared);
+    let mut examined = 0;
+    for one in &sampled {
+        let pid = one.sample.key.pid;
+        if shown.contains(&pid) || hidden.contains(&pid) || !(all || one.mark.is_some()) {
+            continue;
+        }
+        examined += 1;
+        listed.extend(at_home(shared, one, examined <= EXAMINED_MAX));
+    }
+    listed
+}
+
+/// The daemon's own processes, and those shown as guests already.
+fn hidden(shared: &Shared) -> HashSet<i32> {
+    let jobs = shared.registry.jobs().into_iter();
+    let mut hidden: HashSet<i32> = jobs.map(|entry| entry.state.keeper_pid).collect();
+    for (_, entry) in shared.registry.guests() {
+        hidden.extend([entry.state.keeper_pid, entry.state.host_pid]);
+    }
+    hidden.insert(own_pid());
+    hidden
+}
+
+fn run_state(state: RunState) -> &'static str {
+    match state {
+        RunState::Home => "home",
+        RunState::Migrating => "migrating",
+        RunState::Running => "running",
+        RunState::Stopped => "stopped",
+        RunState::Lost => "lost",
+        RunState::Ended => "ended",
+    }
+}
+
+fn from_state(state: &JobState, note: &str) -> Process {
+    Process {
+        pid: state.pid,
+        command: state.command.clone(),
+        home: state.home.clone(),
+        r#where: state.place.clone(),
+        state: run_state(state.state).to_owned(),
+        moves: state.moves,
+        cantmove: state.cantmove.clone(),
+        memory_bytes: state.memory_bytes,
+        uid: state.uid,
+        cpu_time_ms: state.cpu_time_ms,
+        note: if note.is_empty() {
+            state.note.clone()
+        } else {
+            note.to_owned()
+        },
+        home_calls: state.home_calls,
+        ..Process::default()
+    }
+}
+
+fn job(shared: &Shared, entry: &Entry, sampled: &[Marked]) -> Process {
+    let sample = sampled
+        .iter()
+        .find(|one| one.sample.key.pid == entry.state.pid);
+    let mut process = from_state(&entry.state, "");
+    process.cpu_milli = loadbal::vector::milli(entry.cpus);
+    process.balanced = sample.is_some_and(|one| one.mark.as_deref() == Some("balance"));
+    let key = shared.key_of(entry.state.pid);
+    process.locked = key.is_some_and(|key| shared.locks.holds(key));
+    if let Some(one) = sample {
+        if !is_away(&entry.state) {
+            fill(&mut process, one);
+        }
+        let before = shared
+            .moved(one.sample.key)
+            .map_or(0, |moved| moved.cpu_before_ms(&entry.state));
+        process.cpu_time_ms = before + entry.state.cpu_time_ms + millis(one.sample.cpu_time);
+    }
+    process
+}
+
+fn guest(entry: &Entry, sampled: &[Marked]) -> Process {
+    let mut process = from_state(&entry.state, "guest");
+    let sample = sampled
+        .iter()
+        .find(|one| one.sample.key.pid == entry.state.host_pid);
+    if let Some(one) = sample {
+        fill(&mut process, one);
+        process.balanced = one.mark.as_deref() == Some("balance");
+    }
+    process
+}
+
+fn fill(process: &mut Process, one: &Marked) {
+    process.cpu_milli = loadbal::vector::milli(one.sample.cpus);
+    process.memory_bytes = one.sample.resident;
+    process.cpu_time_ms = millis(one.sample.cpu_time);
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn at_home(shared: &Shared, one: &Marked, examine: bool) -> Option<Process> {
+    let pid = one.sample.key.pid;
+    let subject = Subject::look(pid).ok()?;
+    let mut cantmove = Vec::new();
+    if one.mark.as_deref() == Some("home") {
+        cantmove.push("home: it was started to stay at home".to_owned());
+    } else if examine {
+        cantmove.extend(eligibility(pid).iter().map(ToString::to_string));
+    }
+    let moved = shared.moved(one.sample.key);
+    let stopped = matches!(one.sample.state, 'T' | 't');
+    let mut process = Process {
+        pid,
+        command: subject.command,
+        home: shared.context.here.clone(),
+        r#where: shared.context.here.clone(),
+        state: if stopped { "stopped" } else { "home" }.to_owned(),
+        moves: moved.map_or(0, |moved| moved.count),
+        cantmove,
+        uid: subject.uid,
+        balanced: one.mark.as_deref() == Some("balance"),
+        locked: shared.locks.holds(one.sample.key),
+        ..Process::default()
+    };
+    fill(&mut process, one);
+    process.cpu_time_ms += moved.map_or(0, |moved| moved.away_cpu_ms);
+    Some(process)
+}
+
+/// What all other nodes have, as far as they answer.
+async fn others(shared: &Arc<Shared>) -> Vec<Process> {
+    let mut asked = tokio::task::JoinSet::new();
+    for peer in shared.context.directory.peers() {
+        if matches!(peer.liveness, Liveness::Alive | Liveness::Suspect) {
+            let clients = Arc::clone(&shared.context.clients);
+            asked.spawn(async move { clients.processes(peer.id).await });
+        }
+    }
+    let mut found = Vec::new();
+    let collect = async {
+        while let Some(answer) = asked.join_next().await {
+            if let Ok(Ok(reply)) = answer {
+                found.extend(reply.processes);
+            }
+        }
+    };
+    let _ = tokio::time::timeout(OTHERS_MAX, collect).await;
+    found
+}
