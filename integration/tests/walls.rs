@@ -11,10 +11,10 @@ use toml::Table;
 const ARROWS: [(&str, &[&str], &[&str]); 17] = [
     ("proto", &[], &[]),
     ("loadbal", &["proto"], &[]),
-    ("migrator", &["proto"], &[]),
     ("omfs/authz", &[], &[]),
     ("omfs/limits", &[], &[]),
     ("omfs/sys", &[], &[]),
+    ("migrator", &["proto", "omfs-sys"], &[]),
     ("omfs/service", &["proto"], &[]),
     ("omfs/pki", &["proto"], &["omfs-testing"]),
     ("omfs/config", &["omfs-pki"], &[]),

@@ -1,14 +1,14 @@
 //! How the outside talks to a lab's supervisor: one JSON request per connection on a unix socket,
 //! answered by one JSON reply, with descriptors where the request asks for some.
 
-use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
 /// Longest reply or request.
@@ -186,21 +186,7 @@ fn receive(stream: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
 /// The socket's.
 pub fn receive_some(stream: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut buffer = vec![0; 16 * 1024];
-    let mut control = nix::cmsg_space!([RawFd; 4]);
-    let mut parts = [IoSliceMut::new(&mut buffer)];
-    let message = recvmsg::<()>(
-        stream.as_raw_fd(),
-        &mut parts,
-        Some(&mut control),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
-    let mut fds = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = part {
-            fds.extend(raw.into_iter().map(crate::sys::fds::own_received));
-        }
-    }
-    let length = message.bytes;
+    let (length, fds) = omfs_sys::fdpass::recv_fds(stream, &mut buffer)?;
     buffer.truncate(length);
     Ok((buffer, fds))
 }

@@ -17,7 +17,8 @@ use super::control::send_with_fds;
 use super::options::{LabOptions, PREFIX};
 use super::rootfs;
 use crate::netlink::Netlink;
-use crate::sys::{pidfd, process};
+use crate::sys::process;
+use omfs_sys::pidfd;
 
 /// How the supervisor calls this part of the program.
 pub const SUBCOMMAND: &str = "__node";

@@ -17,7 +17,7 @@ use super::init::{self, NodeSpec};
 use super::options::{LabOptions, node_address, node_name};
 use super::supervisor::BRIDGE;
 use crate::netlink::Netlink;
-use crate::sys::pidfd;
+use omfs_sys::pidfd;
 
 /// How long making a node may take.
 const START_TIMEOUT: Duration = Duration::from_secs(60);

@@ -2,8 +2,6 @@
 
 #![allow(unsafe_code)]
 
-pub mod fds;
-pub mod pidfd;
 pub mod process;
 pub mod tty;
 pub mod xattr;

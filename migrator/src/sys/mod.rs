@@ -8,17 +8,16 @@
 pub mod clone3;
 pub mod fds;
 pub mod kcmp;
-pub mod pagemap_scan;
-pub mod pidfd;
 pub mod process_vm;
 pub mod ptrace;
 pub mod regs;
-pub mod sched;
 pub mod seccomp;
 pub mod signals;
 pub mod wait;
 pub mod xattr;
 pub mod xsave;
+
+pub use omfs_sys::{pagemap_scan, pidfd, sched};
 
 use std::io;
 

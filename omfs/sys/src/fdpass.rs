@@ -33,6 +33,15 @@ pub fn send_fd(socket: &UnixStream, bytes: &[u8], fd: &OwnedFd) -> io::Result<()
 /// # Errors
 /// Those of recvmsg(2), `EAGAIN` after the socket's read timeout.
 pub fn recv_fd(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let (count, fds) = recv_fds(socket, buffer)?;
+    Ok((count, fds.into_iter().next()))
+}
+
+/// Receives bytes into `buffer`, and the descriptors attached to them, at most four.
+///
+/// # Errors
+/// As [`recv_fd`].
+pub fn recv_fds(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut slices = [IoSliceMut::new(buffer)];
     let mut control = nix::cmsg_space!([RawFd; 4]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -47,7 +56,7 @@ pub fn recv_fd(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Opt
             }
         }
     }
-    Ok((message.bytes, received.into_iter().next()))
+    Ok((message.bytes, received))
 }
 
 #[cfg(test)]

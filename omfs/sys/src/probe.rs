@@ -2,43 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::pagemap_scan::{self, PageRegion, Query, category};
+use super::{answer, new_fd, pidfd};
 
 /// `SECCOMP_GET_ACTION_AVAIL`, seccomp(2).
 const SECCOMP_GET_ACTION_AVAIL: libc::c_ulong = 2;
 /// `SECCOMP_RET_USER_NOTIF`, seccomp(2).
 const SECCOMP_RET_USER_NOTIF: u32 = 0x7fc0_0000;
-/// `_IOWR('f', 16, struct pm_scan_arg)`, linux/fs.h.
-const PAGEMAP_SCAN: libc::Ioctl = 0xC060_6610_u32 as libc::Ioctl;
-
-/// `struct pm_scan_arg`, linux/fs.h.
-#[repr(C)]
-#[derive(Default)]
-struct PmScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-const _: () = assert!(size_of::<PmScanArg>() == 96);
-
-fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
-}
-
 /// Asks whether seccomp filters may hand system calls to another process.
 ///
 /// # Errors
@@ -54,7 +26,7 @@ pub fn seccomp_user_notification() -> io::Result<()> {
             &raw const action,
         )
     };
-    check(result).map(drop)
+    answer(result).map(drop)
 }
 
 /// Makes a userfaultfd(2) and closes it.
@@ -63,12 +35,7 @@ pub fn seccomp_user_notification() -> io::Result<()> {
 /// The kernel's.
 pub fn userfaultfd() -> io::Result<()> {
     // SAFETY: takes flags only; no wrapper exists.
-    let result = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
-    let number = check(result)?;
-    let number = libc::c_int::try_from(number).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-    drop(unsafe { OwnedFd::from_raw_fd(number) });
-    Ok(())
+    new_fd(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) }).map(drop)
 }
 
 /// Scans an empty range of this process' own page map.
@@ -77,15 +44,12 @@ pub fn userfaultfd() -> io::Result<()> {
 /// The kernel's.
 pub fn pagemap_scan() -> io::Result<()> {
     let pagemap = File::open("/proc/self/pagemap")?;
-    let mut argument = PmScanArg {
-        size: size_of::<PmScanArg>() as u64,
-        start: 0x1_0000,
-        end: 0x1_1000,
-        ..PmScanArg::default()
+    let query = Query {
+        report: category::PRESENT,
+        ..Query::default()
     };
-    // SAFETY: `argument` has the size it states and its output vector is empty; no wrapper exists.
-    let result = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
-    check(result.into()).map(drop)
+    let mut regions = [PageRegion::default()];
+    pagemap_scan::scan(pagemap.as_fd(), 0x1_0000, 0x1_1000, query, &mut regions).map(drop)
 }
 
 /// Reads four bytes of this process by process_vm_readv(2).
@@ -114,16 +78,9 @@ pub fn process_vm() -> io::Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn pidfd() -> io::Result<()> {
-    let own = |number: libc::c_long| -> io::Result<OwnedFd> {
-        let number = libc::c_int::try_from(check(number)?).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(number) })
-    };
-    // SAFETY: takes numbers only; no wrapper exists.
-    let pidfd = own(unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) })?;
-    let number = pidfd.as_raw_fd();
-    // SAFETY: takes numbers only; no wrapper exists.
-    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, number, number, 0) }).map(drop)
+    let own = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+    let pidfd = pidfd::open(own)?;
+    pidfd::get_fd(pidfd.as_fd(), pidfd.as_raw_fd()).map(drop)
 }
 
 /// Compares this process with itself by kcmp(2).
@@ -134,7 +91,7 @@ pub fn kcmp() -> io::Result<()> {
     const KCMP_VM: libc::c_int = 1;
     let me = std::process::id();
     // SAFETY: takes numbers only; no wrapper exists.
-    check(unsafe { libc::syscall(libc::SYS_kcmp, me, me, KCMP_VM, 0, 0) }).map(drop)
+    answer(unsafe { libc::syscall(libc::SYS_kcmp, me, me, KCMP_VM, 0, 0) }).map(drop)
 }
 
 /// Makes a network device of the given kind in the caller's network namespace, by one

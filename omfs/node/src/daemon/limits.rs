@@ -1,7 +1,7 @@
 //! What the daemon asks of the kernel for itself.
 
-use migrator::sys::sched::{Share, set_share};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use omfs_sys::sched::{Share, set_share};
 
 /// Goes before ordinary processes, since everybody waits for the daemon's answers while the node's
 /// own jobs use all CPUs. Without the right to, it goes on as it is.

@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::Context;
-use migrator::sys::sched::{Share, set_share};
 use omfs_config::Config;
 use omfs_pki::{Store, TlsIdentity};
+use omfs_sys::sched::{Share, set_share};
 
 /// A keeper's start.
 #[derive(Debug)]

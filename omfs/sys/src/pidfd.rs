@@ -1,9 +1,9 @@
 //! Process descriptors: pidfd_open(2), pidfd_getfd(2), pidfd_send_signal(2).
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use super::answer;
+use super::{answer, new_fd};
 
 /// A descriptor of a process, readable when it ends.
 ///
@@ -11,9 +11,7 @@ use super::answer;
 /// ESRCH, EINVAL (a thread that leads no group).
 pub fn open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; no crate we use wraps it.
-    let fd = answer(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    // SAFETY: a new descriptor that only we know.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    new_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
 /// A duplicate of another process' descriptor: the same open file description.
@@ -22,9 +20,7 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
 /// EBADF, EPERM, ESRCH.
 pub fn get_fd(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; no crate we use wraps it.
-    let fd = answer(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })?;
-    // SAFETY: a new descriptor that only we know.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    new_fd(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })
 }
 
 /// Sends a signal to exactly this process.
@@ -37,4 +33,25 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let done =
         unsafe { libc::syscall(number, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) };
     answer(done).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_process_has_a_descriptor_until_it_is_reaped() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let pidfd = open(pid).unwrap();
+        send_signal(pidfd.as_fd(), libc::SIGKILL).unwrap();
+        child.wait().unwrap();
+        let error = send_signal(pidfd.as_fd(), libc::SIGKILL).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
+        assert!(get_fd(open(std::process::id() as i32).unwrap().as_fd(), -1).is_err());
+    }
 }
