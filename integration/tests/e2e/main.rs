@@ -10,6 +10,7 @@ mod harness;
 mod hostile;
 mod lab;
 mod leases;
+mod members;
 mod mfs;
 mod migration;
 mod mounting;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(lab::tests());
     trials.extend(cli::tests());
+    trials.extend(members::tests());
     trials.extend(mfs::tests());
     trials.extend(leases::tests());
     trials.extend(posix::tests());

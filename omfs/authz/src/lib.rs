@@ -5,3 +5,5 @@
 //! names the attackers that these decisions hold back.
 
 #![forbid(unsafe_code)]
+
+pub mod member;

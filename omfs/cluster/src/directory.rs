@@ -1,6 +1,6 @@
 //! The membership in memory: who is in the cluster and whether it answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{PoisonError, RwLock};
 
@@ -13,6 +13,7 @@ use omfs_service::peers::{Liveness, Peer, PeerDirectory};
 #[derive(Debug)]
 pub struct Directory {
     myself: NodeId,
+    /// With the names that their certificates have.
     peers: RwLock<BTreeMap<NodeId, Peer>>,
     changes: watch::Sender<u64>,
 }
@@ -52,7 +53,10 @@ impl Directory {
 
     /// Changes what is believed of a node, if it is known.
     pub fn set_liveness(&self, id: NodeId, liveness: Liveness) {
-        if let Some(peer) = self.by_id(id) {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let peer = peers.get(&id).cloned();
+        drop(peers);
+        if let Some(peer) = peer {
             self.put(Peer { liveness, ..peer });
         }
     }
@@ -93,13 +97,30 @@ impl PeerDirectory for Directory {
 
     fn peers(&self) -> Vec<Peer> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.values().cloned().collect()
+        let mut taken = HashSet::new();
+        let named = peers.values().map(|peer| {
+            let is_first = taken.insert(peer.name.to_ascii_lowercase());
+            unique(peer, is_first)
+        });
+        named.collect()
     }
 
     fn by_id(&self, id: NodeId) -> Option<Peer> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.get(&id).cloned()
+        let peer = peers.get(&id)?;
+        let mut before = peers.range(..id);
+        let is_first = !before.any(|(_, other)| other.name.eq_ignore_ascii_case(&peer.name));
+        Some(unique(peer, is_first))
     }
+}
+
+/// A name is shown once: of nodes whose certificates have the same, the others go by their ids.
+fn unique(peer: &Peer, is_first: bool) -> Peer {
+    let mut peer = peer.clone();
+    if !is_first {
+        peer.name = peer.id.to_string();
+    }
+    peer
 }
 
 #[cfg(test)]
@@ -130,5 +151,22 @@ mod tests {
         assert_eq!(directory.by_name_or_id("2").unwrap().name, "n2");
         assert_eq!(directory.by_name_or_id("n1").unwrap().id, NodeId(1));
         assert_eq!(directory.by_name_or_id("n3"), None);
+    }
+
+    #[test]
+    fn no_name_is_shown_twice() {
+        let named = |id, name: &str| Peer {
+            name: name.to_owned(),
+            ..peer(id)
+        };
+        let directory = Directory::new(peer(3), [named(1, "n1"), named(2, "N1"), named(4, "n3")]);
+        let names = directory.peers().into_iter().map(|peer| peer.name);
+        assert_eq!(names.collect::<Vec<_>>(), ["n1", "2", "n3", "4"]);
+        assert_eq!(directory.by_name_or_id("n1").unwrap().id, NodeId(1));
+        assert_eq!(directory.by_id(NodeId(4)).unwrap().name, "4");
+        // The name comes back when the one that has it is gone.
+        directory.set_liveness(NodeId(2), Liveness::Alive);
+        directory.remove(NodeId(1));
+        assert_eq!(directory.by_id(NodeId(2)).unwrap().name, "N1");
     }
 }

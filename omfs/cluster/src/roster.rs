@@ -54,7 +54,7 @@ impl Content {
 
     /// Takes out what an interrupted join of this name left, and gives the ids back that it had.
     fn forget_unseen(&mut self, name: &str) -> Vec<u32> {
-        let unseen = |node: &Entry| node.name == name && !node.seen;
+        let unseen = |node: &Entry| node.name.eq_ignore_ascii_case(name) && !node.seen;
         let ids: Vec<u32> = self
             .nodes
             .iter()
@@ -128,7 +128,7 @@ impl Roster {
         if content
             .nodes
             .iter()
-            .any(|node| node.name == name && node.seen)
+            .any(|node| node.name.eq_ignore_ascii_case(name) && node.seen)
         {
             return Err(RosterError::NameTaken(name.to_owned()));
         }

@@ -26,7 +26,10 @@ pub enum PkiError {
     Damaged { path: PathBuf, reason: String },
     #[error("{0:?} is no cluster name: 1 to 40 of a-z, 0-9 and -, not at the ends")]
     BadClusterName(String),
-    #[error("{0:?} is no node name: 1 to 63 of letters, digits, '.', '_' and '-', not only digits")]
+    #[error(
+        "{0:?} is no node name: 1 to 63 of letters, digits, '_', '-' and single '.' inside, not only digits, \
+         and not here, home, magic, lastexec, selected, mfs, omfs or localhost"
+    )]
     BadNodeName(String),
     #[error("node ids run from 1 to 65535, not {0}")]
     BadNodeId(u32),

@@ -14,7 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::error::PkiError;
-use super::name::ClusterName;
+use super::name::{ClusterName, check_node_name};
 
 /// PEM texts for the control plane's own TLS configuration.
 #[derive(Clone)]
@@ -31,6 +31,15 @@ impl fmt::Debug for PemBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PemBundle")
     }
+}
+
+/// The node that a certificate was given to.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Certified {
+    /// Its id.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
 }
 
 /// Who this node is, ready for TLS. Cloning is cheap.
@@ -108,6 +117,28 @@ pub fn node_of_certificate(
     }
 }
 
+/// The id and the name in a certificate, which must have been verified before. The name is the
+/// common name, which the CA has chosen.
+///
+/// # Errors
+/// [`PkiError::NoNode`] when it names no node of `cluster`; [`PkiError::BadNodeName`] for a name
+/// that no node may have.
+pub fn certified(
+    cluster: &ClusterName,
+    certificate: &CertificateDer<'_>,
+) -> Result<Certified, PkiError> {
+    let node = node_of_certificate(cluster, certificate)?;
+    let nobody = || PkiError::NoNode(cluster.to_string());
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| nobody())?;
+    let mut names = parsed.subject().iter_common_name();
+    let (Some(name), None) = (names.next(), names.next()) else {
+        return Err(nobody());
+    };
+    let name = name.as_str().map_err(|_| nobody())?.to_owned();
+    check_node_name(&name)?;
+    Ok(Certified { node, name })
+}
+
 impl TlsIdentity {
     /// Builds the identity from PEM texts, checking that they fit together and are valid now.
     ///
@@ -117,7 +148,6 @@ impl TlsIdentity {
     pub fn new(
         cluster: ClusterName,
         node: NodeId,
-        node_name: &str,
         ca_pem: &str,
         node_pem: &str,
         key_pem: &str,
@@ -133,6 +163,7 @@ impl TlsIdentity {
         let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(tls)?;
         let roots = roots(ca.clone())?;
         check_own(&cluster, node, &own, Arc::clone(&roots))?;
+        let node_name = certified(&cluster, &own)?.name;
         let chain = vec![own, ca];
         let client = client_config(Arc::clone(&roots), chain.clone(), key.clone_key())?;
         let server = server_config(roots, chain, key)?;
@@ -141,7 +172,6 @@ impl TlsIdentity {
             certificate_chain: format!("{}\n{ca_pem}", node_pem.trim_end()),
             key: key_pem.to_owned(),
         };
-        let node_name = node_name.to_owned();
         Ok(Self(Arc::new(Inner {
             cluster,
             node,
@@ -164,7 +194,7 @@ impl TlsIdentity {
         self.0.node
     }
 
-    /// This node's name.
+    /// This node's name, as its certificate has it.
     #[must_use]
     pub fn node_name(&self) -> &str {
         &self.0.node_name
@@ -205,12 +235,20 @@ impl TlsIdentity {
     /// Which node a peer is, by the chain that TLS has verified against the cluster's CA.
     ///
     /// # Errors
-    /// [`PkiError::NoCertificate`], [`PkiError::NoNode`].
+    /// As for [`peer`](Self::peer).
     pub fn peer_node(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<NodeId, PkiError> {
+        self.peer(chain).map(|peer| peer.node)
+    }
+
+    /// [`peer_node`](Self::peer_node) with the peer's name.
+    ///
+    /// # Errors
+    /// [`PkiError::NoCertificate`], [`PkiError::NoNode`], [`PkiError::BadNodeName`].
+    pub fn peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<Certified, PkiError> {
         let certificate = chain
             .and_then(<[_]>::first)
             .ok_or(PkiError::NoCertificate)?;
-        node_of_certificate(&self.0.cluster, certificate)
+        certified(&self.0.cluster, certificate)
     }
 }
 

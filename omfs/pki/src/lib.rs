@@ -20,7 +20,7 @@ pub mod token;
 
 pub use authority::Authority;
 pub use error::PkiError;
-pub use identity::{PemBundle, TlsIdentity};
+pub use identity::{Certified, PemBundle, TlsIdentity};
 pub use join::PendingJoin;
 pub use name::ClusterName;
 pub use store::Store;

@@ -13,6 +13,19 @@ const CLUSTER_NAME_BYTES_MAX: usize = 40;
 /// Longest node name.
 const NODE_NAME_BYTES_MAX: usize = 63;
 
+/// Names that mean something else below `/mfs`, or to a resolver. No node has one of them in any
+/// spelling.
+const RESERVED_NAMES: [&str; 8] = [
+    "here",
+    "home",
+    "magic",
+    "lastexec",
+    "selected",
+    "mfs",
+    "omfs",
+    "localhost",
+];
+
 /// A cluster's name: a DNS label in lower case.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ClusterName(String);
@@ -74,7 +87,8 @@ impl FromStr for ClusterName {
     }
 }
 
-/// Checks a node name: one path component below `/mfs` that cannot be mistaken for a node id.
+/// Checks a node name: one path component below `/mfs` that cannot be mistaken for a node id, for
+/// an option or for one of the names that have a meaning there.
 ///
 /// # Errors
 /// [`PkiError::BadNodeName`].
@@ -83,7 +97,12 @@ pub fn check_node_name(name: &str) -> Result<(), PkiError> {
     let good = (1..=NODE_NAME_BYTES_MAX).contains(&name.len())
         && name.bytes().all(allowed)
         && !name.bytes().all(|byte| byte.is_ascii_digit())
-        && !name.starts_with(['.', '-']);
+        && !name.starts_with(['.', '-'])
+        && !name.ends_with('.')
+        && !name.contains("..")
+        && !RESERVED_NAMES
+            .iter()
+            .any(|word| name.eq_ignore_ascii_case(word));
     if good {
         Ok(())
     } else {
@@ -125,7 +144,7 @@ mod tests {
         ] {
             assert!(bad.parse::<ClusterName>().is_err(), "{bad:?}");
         }
-        for good in ["n1", "node.example", "7a"] {
+        for good in ["n1", "node.example", "7a", "here2", "at-home"] {
             assert!(check_node_name(good).is_ok(), "{good}");
         }
         for bad in [
@@ -137,6 +156,15 @@ mod tests {
             "a/b",
             "a b",
             "-r",
+            "a.",
+            "a..b",
+            "here",
+            "Home",
+            "MAGIC",
+            "lastexec",
+            "selected",
+            "mfs",
+            "localhost",
             &"x".repeat(64),
         ] {
             assert!(check_node_name(bad).is_err(), "{bad:?}");

@@ -111,7 +111,6 @@ impl Store {
         let identity = TlsIdentity::new(
             member.cluster.clone(),
             member.node,
-            member.node_name,
             member.ca_pem,
             member.node_pem,
             member.node_key_pem,
@@ -144,7 +143,6 @@ impl Store {
         TlsIdentity::new(
             cluster,
             file.node_id,
-            &file.node_name,
             &self.require("ca.pem")?,
             &self.require("node.pem")?,
             &self.require("node-key.pem")?,

@@ -105,6 +105,24 @@ fn expired_early_foreign_and_misnamed_certificates_are_told_apart() {
 }
 
 #[test]
+fn a_certificate_with_a_reserved_name_is_refused() {
+    let lab = TestCluster::new("lab");
+    for name in ["here", "HOME", "17", "a/b", ""] {
+        let named = lab.certificate_named(5, name);
+        let own = lab.identity(5, &named);
+        assert!(
+            matches!(own, Err(PkiError::BadNodeName(_) | PkiError::NoNode(_))),
+            "{name}: {own:?}"
+        );
+        let chain = super::identity::certificates(&named.0).unwrap();
+        assert!(lab.first.peer(Some(&chain)).is_err(), "{name}");
+    }
+    let good = super::identity::certificates(&lab.certificate_named(5, "n5").0).unwrap();
+    let peer = lab.first.peer(Some(&good)).unwrap();
+    assert_eq!((peer.node, peer.name.as_str()), (NodeId(5), "n5"));
+}
+
+#[test]
 fn a_request_signs_only_what_the_authority_says() {
     let cluster = TestCluster::new("lab");
     let store = Store::new(&cluster.dir.path().join("9"));

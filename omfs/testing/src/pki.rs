@@ -40,7 +40,9 @@ impl TestCluster {
     }
 
     pub fn token(&self) -> Token {
-        self.authority.issue_token(Duration::from_secs(60)).unwrap()
+        self.authority
+            .issue_token(Duration::from_secs(60))
+            .unwrap()
     }
 
     /// Joins node `id` with its store below the cluster's directory.
@@ -75,13 +77,28 @@ impl TestCluster {
         (pem, key.serialize_pem())
     }
 
+    /// Certificate and key of a node whose name no authority of ours would sign.
+    pub fn certificate_named(&self, id: u32, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let now = SystemTime::now();
+        let validity = Validity {
+            not_before: now,
+            not_after: now + Duration::from_secs(3600),
+        };
+        let pem = self
+            .authority
+            .sign_unchecked(&key, NodeId(id), name, validity)
+            .unwrap();
+        (pem, key.serialize_pem())
+    }
+
     /// The identity that `id` would have with this certificate and key.
     pub fn identity(
         &self,
         id: u32,
         (pem, key): &(String, String),
     ) -> Result<TlsIdentity, PkiError> {
-        TlsIdentity::new(self.name.clone(), NodeId(id), "x", &self.ca_pem(), pem, key)
+        TlsIdentity::new(self.name.clone(), NodeId(id), &self.ca_pem(), pem, key)
     }
 }
 

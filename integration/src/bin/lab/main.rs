@@ -33,6 +33,8 @@ enum LabCommand {
     Guard(commands::internal::Args),
     #[command(name = integration::bench::probe::SUBCOMMAND, hide = true)]
     Probe(commands::internal::ProbeArgs),
+    #[command(name = integration::forge::SUBCOMMAND, hide = true)]
+    Forge(commands::internal::ForgeArgs),
     #[command(name = integration::lab::init::SUBCOMMAND, hide = true)]
     Node(commands::internal::Args),
 }
@@ -54,6 +56,7 @@ fn main() {
         LabCommand::Demo(args) => commands::demo::run(args),
         LabCommand::Bench(args) => commands::bench::run(args),
         LabCommand::Probe(args) => commands::internal::probe(args),
+        LabCommand::Forge(args) => commands::internal::forge(args),
         LabCommand::Guard(args) => commands::internal::guard(args),
         LabCommand::Node(args) => commands::internal::node(args),
     };

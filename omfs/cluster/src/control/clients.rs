@@ -9,14 +9,13 @@ use bytes::Bytes;
 use proto::ids::NodeId;
 use proto::v1;
 use proto::v1::cluster_client::ClusterClient;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
 
 use super::error::ControlError;
-use omfs_pki::TlsIdentity;
+use super::tls::{self, Shown};
+use omfs_pki::{Certified, TlsIdentity};
 use omfs_service::peers::PeerDirectory;
 
-/// A connection that cannot be made within this time is tried again at the next call.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A long call's connection is tested this often. Idle connections are not: with many nodes that
 /// would cost more than all calls together, and a call that gets no answer ends its connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -36,6 +35,16 @@ pub struct ControlClients {
     directory: Arc<dyn PeerDirectory>,
     identity: TlsIdentity,
     channels: Mutex<HashMap<NodeId, (SocketAddr, Channel)>>,
+    shown: Shown,
+}
+
+/// What a packet of the failure detector made its receiver say.
+#[derive(Debug)]
+pub struct SwimAnswers {
+    /// The receiver, by its certificate.
+    pub from: Certified,
+    /// Its packets for this node.
+    pub packets: Vec<Bytes>,
 }
 
 impl ControlClients {
@@ -46,6 +55,7 @@ impl ControlClients {
             directory,
             identity,
             channels: Mutex::default(),
+            shown: Shown::default(),
         }
     }
 
@@ -123,13 +133,40 @@ impl ControlClients {
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn swim(&self, node: NodeId, packet: Bytes) -> Result<Vec<Bytes>, ControlError> {
-        let mut client = self.client(node)?;
+    pub async fn swim(&self, node: NodeId, packet: Bytes) -> Result<SwimAnswers, ControlError> {
+        let client = self.client(node)?;
+        self.swim_by(node, client, packet).await
+    }
+
+    /// [`swim`](Self::swim) to a node that is said to be at `address`, on a connection of its own.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn greet(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+        packet: Bytes,
+    ) -> Result<SwimAnswers, ControlError> {
+        let client = ClusterClient::new(self.new_channel(node, address)?);
+        self.swim_by(node, client, packet).await
+    }
+
+    async fn swim_by(
+        &self,
+        node: NodeId,
+        mut client: ClusterClient<Channel>,
+        packet: Bytes,
+    ) -> Result<SwimAnswers, ControlError> {
         let packet = v1::SwimPacket {
             data: packet.to_vec(),
         };
         let reply = self.finish(node, SWIM_TIMEOUT, client.swim(packet)).await?;
-        Ok(reply.packets.into_iter().map(Bytes::from).collect())
+        let nameless = || ControlError::Failed(format!("node {node} has shown no certificate"));
+        Ok(SwimAnswers {
+            from: self.shown.certified(node).ok_or_else(nameless)?,
+            packets: reply.packets.into_iter().map(Bytes::from).collect(),
+        })
     }
 
     /// Makes the next call to that node connect anew. After a partition the old connection would
@@ -170,25 +207,18 @@ impl ControlClients {
         {
             return Ok(channel.clone());
         }
-        let channel = self.endpoint(node, address)?.connect_lazy();
+        let channel = self.new_channel(node, address)?;
         channels.insert(node, (address, channel.clone()));
         Ok(channel)
     }
 
-    fn endpoint(&self, node: NodeId, address: SocketAddr) -> Result<Endpoint, ControlError> {
-        let pem = self.identity.pem();
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&pem.ca))
-            .identity(Identity::from_pem(&pem.certificate_chain, &pem.key))
-            .domain_name(self.identity.domain_of(node));
-        let unusable = |error: tonic::transport::Error| ControlError::Failed(error.to_string());
-        let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(unusable)?;
-        Ok(endpoint
-            .tls_config(tls)
-            .map_err(unusable)?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
+    fn new_channel(&self, node: NodeId, address: SocketAddr) -> Result<Channel, ControlError> {
+        // Not https: TLS is made below tonic.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| ControlError::Failed(error.to_string()))?
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT))
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        let to = (node, address);
+        Ok(tls::channel(&endpoint, &self.identity, to, &self.shown))
     }
 }

@@ -3,6 +3,7 @@
 
 mod clients;
 mod error;
+mod tls;
 
-pub use clients::ControlClients;
+pub use clients::{ControlClients, SwimAnswers};
 pub use error::{Caller, ControlError};

@@ -1,19 +1,24 @@
 //! The task that owns the detector: feeds it packets and timers, carries out what it wants.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use foca::{AccumulatingRuntime, Foca, NoCustomBroadcast, OwnedNotification, State, Timer};
+use foca::{
+    AccumulatingRuntime, Codec as _, Foca, Member as Update, NoCustomBroadcast, OwnedNotification,
+    State, Timer,
+};
 use proto::ids::NodeId;
 use rand_foca::SeedableRng;
 use rand_foca::rngs::SmallRng;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::member::{Codec, Member};
+use super::doubts::{Allowance, Doubts, Finding};
+use super::filter::{self, Facts, Filtered};
+use super::member::{self, Codec, Member};
 use super::{Input, Received, Transport, timing};
 use crate::directory::Directory;
 use omfs_service::peers::{Liveness, Peer, PeerDirectory};
@@ -24,6 +29,11 @@ const TICK: Duration = Duration::from_millis(250);
 const GREETING_GRACE: Duration = Duration::from_millis(1500);
 /// Nodes greeted per tick.
 const GREETINGS_MAX: usize = 4;
+/// How often one member may tell this node that it has been declared dead: at once after an
+/// outage, and then this often. Each time this node begins anew.
+const DEATHS_TOLD: (u32, Duration) = (4, Duration::from_secs(5));
+/// Members known by hearsay are greeted this often.
+const HEARSAY_GREETED: (u32, Duration) = (1, Duration::from_secs(2));
 /// A timer that fires this late means that this node had no CPU: answers may well be waiting in
 /// its sockets, so it is not the others who were silent.
 const STARVED: Duration = Duration::from_millis(150);
@@ -63,6 +73,13 @@ pub(super) struct Driver {
     started: Instant,
     greet_from: usize,
     reborn: Option<Member>,
+    /// Members as they described themselves.
+    known: HashMap<NodeId, Member>,
+    doubts: Doubts,
+    deaths_told: Allowance,
+    hearsay: Allowance,
+    /// The incarnation that this node has told others.
+    incarnation: u16,
 }
 
 impl Driver {
@@ -82,6 +99,11 @@ impl Driver {
             started: Instant::now(),
             greet_from: 0,
             reborn: None,
+            known: HashMap::new(),
+            doubts: Doubts::default(),
+            deaths_told: Allowance::new(DEATHS_TOLD.0, DEATHS_TOLD.1),
+            hearsay: Allowance::new(HEARSAY_GREETED.0, HEARSAY_GREETED.1),
+            incarnation: 0,
         }
     }
 
@@ -116,12 +138,14 @@ impl Driver {
     }
 
     fn packet(&mut self, received: Received) {
-        if let Err(error) = self.foca.handle_data(&received.packet, &mut self.runtime) {
-            tracing::debug!("membership packet: {error}");
+        let from = received.from.node;
+        match self.filter(&received) {
+            Ok(filtered) => self.take(from, filtered),
+            Err(error) => tracing::debug!("node {from} sent {error}"),
         }
         let mut answers = Vec::new();
         let mut collect = |to: NodeId, packet: &Bytes| {
-            let wanted = received.answer.is_some() && to == received.from;
+            let wanted = received.answer.is_some() && to == from;
             if wanted {
                 answers.push(packet.clone());
             }
@@ -130,6 +154,101 @@ impl Driver {
         self.carry_out_but(&mut collect);
         if let Some(answer) = received.answer {
             let _ = answer.send(answers);
+        }
+    }
+
+    fn filter(&self, received: &Received) -> Result<Filtered, filter::Dropped> {
+        let facts = Facts {
+            myself: self.foca.identity(),
+            incarnation: self.incarnation,
+            known: &self.known,
+            now_ms: now_ms(),
+        };
+        filter::filter(&received.from, &received.packet, &facts)
+    }
+
+    fn take(&mut self, from: NodeId, filtered: Filtered) {
+        let now = Instant::now();
+        if filtered.declares_us_dead && !self.deaths_told.take(from, now) {
+            tracing::debug!("node {from} declares this node dead too often");
+            return;
+        }
+        self.doubts.heard(from);
+        if let Err(error) = self.foca.handle_data(&filtered.packet, &mut self.runtime) {
+            tracing::debug!("membership packet: {error}");
+        }
+        for (node, dead) in filtered.ask {
+            if matches!(
+                self.liveness(node),
+                Some(Liveness::Alive | Liveness::Suspect)
+            ) {
+                self.doubts.claim(node, dead, now);
+                self.ask(node, now);
+            }
+        }
+        self.conclude(now);
+        for stranger in filtered.greet {
+            self.greet_hearsay(&stranger, now);
+        }
+    }
+
+    /// Asks a doubtful member, at most once in a while.
+    fn ask(&mut self, node: NodeId, now: Instant) {
+        if self.doubts.is_due(node, now) {
+            self.probe(node);
+        }
+    }
+
+    /// Pings a member beyond the detector's own schedule. One that is suspected is told so, and so
+    /// can refute it.
+    fn probe(&self, node: NodeId) {
+        let Some(member) = self.member(node) else {
+            return;
+        };
+        let suspicion = (member.state() == State::Suspect).then(|| member.clone());
+        match member::ping(self.foca.identity(), member.id(), suspicion.as_slice()) {
+            Ok(packet) => self.transport.send(member.id(), packet),
+            Err(error) => tracing::debug!("membership packet: {error}"),
+        }
+    }
+
+    /// Somebody speaks of a member that has not described itself: it is greeted where it is said to
+    /// be. If it is there, it answers under its own certificate.
+    fn greet_hearsay(&mut self, stranger: &Member, now: Instant) {
+        if !self.hearsay.take(stranger.id, now) {
+            return;
+        }
+        self.carry_out();
+        let first = Member {
+            epoch: 0,
+            ..stranger.clone()
+        };
+        let _ = self.foca.announce(first, &mut self.runtime);
+        while let Some((to, packet)) = self.runtime.to_send() {
+            self.transport.greet(&to, packet);
+        }
+    }
+
+    /// Believes of a member what its silence confirms.
+    fn conclude(&mut self, now: Instant) {
+        for node in self.doubts.nodes() {
+            self.ask(node, now);
+        }
+        for (node, finding) in self.doubts.findings(now) {
+            let Some(member) = self.member(node).cloned() else {
+                continue;
+            };
+            let state = match finding {
+                Finding::Silent => State::Suspect,
+                Finding::Dead => State::Down,
+            };
+            let update = Update::new(member.id().clone(), member.incarnation(), state);
+            let applied = self
+                .foca
+                .apply_many(std::iter::once(update), true, &mut self.runtime);
+            if let Err(error) = applied {
+                tracing::debug!("membership: {error}");
+            }
         }
     }
 
@@ -153,6 +272,7 @@ impl Driver {
     /// distance: the time without CPU did not happen.
     fn defer(&mut self, late: Duration) {
         tracing::debug!("no CPU for {} ms", late.as_millis());
+        self.doubts.defer(late);
         let moved = std::mem::take(&mut self.timers)
             .into_iter()
             .map(|mut pending| {
@@ -163,10 +283,18 @@ impl Driver {
         self.timers = moved.collect();
     }
 
+    /// Others believe only the one who leaves: so it tells all of them.
     fn leave(&mut self) {
+        let myself = self.foca.identity().clone();
+        let others: Vec<_> = self.foca.iter_members().map(|m| m.id().clone()).collect();
         // Not connected means that there is nobody to tell.
         let _ = self.foca.leave_cluster(&mut self.runtime);
         self.carry_out();
+        for other in &others {
+            if let Ok(packet) = member::farewell(&myself, other) {
+                self.transport.send(other, packet);
+            }
+        }
     }
 
     fn carry_out(&mut self) {
@@ -179,6 +307,9 @@ impl Driver {
             self.notice(notification);
         }
         while let Some((to, packet)) = self.runtime.to_send() {
+            if let Ok(header) = Codec.decode_header(packet.as_ref()) {
+                self.incarnation = header.src_incarnation;
+            }
             if !taken(to.id, &packet) {
                 self.transport.send(&to, packet);
             }
@@ -210,12 +341,16 @@ impl Driver {
         self.timers.clear();
         self.started = Instant::now();
         self.greet_from = 0;
+        self.known.clear();
+        self.doubts = Doubts::default();
+        self.incarnation = 0;
     }
 
     fn notice(&mut self, notification: OwnedNotification<Member>) {
         match notification {
             OwnedNotification::MemberUp(member) => {
                 tracing::info!("node {} ({}) is up", member.name, member.id);
+                self.known.insert(member.id, member.clone());
                 self.directory.put(peer(&member, Liveness::Alive));
             }
             OwnedNotification::MemberDown(member) => {
@@ -223,6 +358,7 @@ impl Driver {
                 self.directory.put(peer(&member, Liveness::Dead));
             }
             OwnedNotification::Rename(_, member) => {
+                self.known.insert(member.id, member.clone());
                 let liveness = self.liveness(member.id).unwrap_or(Liveness::Dead);
                 self.directory.put(peer(&member, liveness));
             }
@@ -235,15 +371,24 @@ impl Driver {
         }
     }
 
+    fn member(&self, id: NodeId) -> Option<&Update<Member>> {
+        let mut members = self.foca.iter_membership_state();
+        members.find(|member| member.id().id == id)
+    }
+
     fn liveness(&self, id: NodeId) -> Option<Liveness> {
-        let member = self
-            .foca
-            .iter_membership_state()
-            .find(|member| member.id().id == id)?;
-        Some(liveness(member.state()))
+        Some(liveness(self.member(id)?.state()))
     }
 
     fn tick(&mut self) {
+        let now = Instant::now();
+        self.conclude(now);
+        self.carry_out();
+        let suspects = self.foca.iter_members();
+        let suspects = suspects.filter(|member| member.state() == State::Suspect);
+        for suspect in suspects.map(|member| member.id().id).collect::<Vec<_>>() {
+            self.probe(suspect);
+        }
         for member in self.foca.iter_membership_state() {
             self.directory
                 .set_liveness(member.id().id, liveness(member.state()));
@@ -280,6 +425,13 @@ impl Driver {
             count => (from + GREETINGS_MAX) % count,
         };
     }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 fn liveness(state: State) -> Liveness {

@@ -5,13 +5,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use proto::ids::NodeId;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{Member, Swim, Transport};
-use crate::control::ControlClients;
+use crate::control::{ControlClients, SwimAnswers};
 
 /// Packets that wait for one node; newer ones are dropped, since the detector repeats itself.
 const OUTBOX_PACKETS_MAX: usize = 16;
+
+/// Nodes greeted at one time at addresses that are hearsay.
+const GREETINGS_MAX: usize = 8;
 
 /// One outbox per node, so that a node that hangs delays nobody else's packets.
 #[derive(Debug)]
@@ -20,6 +23,7 @@ pub struct GrpcTransport {
     outboxes: Mutex<HashMap<NodeId, mpsc::Sender<Bytes>>>,
     /// Where answers go; set once, since the detector and its transport need each other.
     swim: Arc<OnceLock<Swim>>,
+    greetings: Arc<Semaphore>,
 }
 
 impl GrpcTransport {
@@ -30,6 +34,7 @@ impl GrpcTransport {
             clients,
             outboxes: Mutex::default(),
             swim: Arc::default(),
+            greetings: Arc::new(Semaphore::new(GREETINGS_MAX)),
         }
     }
 
@@ -54,6 +59,30 @@ impl Transport for GrpcTransport {
     fn send(&self, to: &Member, packet: Bytes) {
         let _ = self.outbox(to.id).try_send(packet);
     }
+
+    fn greet(&self, to: &Member, packet: Bytes) {
+        let Ok(turn) = Arc::clone(&self.greetings).try_acquire_owned() else {
+            return;
+        };
+        let (clients, swim) = (Arc::clone(&self.clients), Arc::clone(&self.swim));
+        let (node, address) = (to.id, to.control);
+        tokio::spawn(async move {
+            let _turn = turn;
+            match clients.greet(node, address, packet).await {
+                Ok(answers) => hand_over(&swim, &answers),
+                Err(error) => tracing::trace!("greeting node {node} at {address}: {error}"),
+            }
+        });
+    }
+}
+
+fn hand_over(swim: &OnceLock<Swim>, answers: &SwimAnswers) {
+    let Some(swim) = swim.get() else {
+        return;
+    };
+    for packet in &answers.packets {
+        swim.receive(&answers.from, packet.clone());
+    }
 }
 
 async fn deliver(
@@ -64,13 +93,7 @@ async fn deliver(
 ) {
     while let Some(packet) = packets.recv().await {
         match clients.swim(node, packet).await {
-            Ok(answers) => {
-                for answer in answers {
-                    if let Some(swim) = swim.get() {
-                        swim.receive(node, answer);
-                    }
-                }
-            }
+            Ok(answers) => hand_over(&swim, &answers),
             Err(error) => {
                 tracing::trace!("membership packet to node {node}: {error}");
                 // What waited behind it is as stale as the connection.

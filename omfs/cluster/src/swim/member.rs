@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use bytes::{Buf, BufMut};
-use foca::{Header, Identity, Member as FocaMember, Message, State};
+use bytes::{Buf, BufMut, Bytes};
+use foca::{Codec as _, Header, Identity, Member as FocaMember, Message, State};
 use proto::ids::NodeId;
 
 /// Longest node name.
@@ -274,6 +274,44 @@ impl foca::Codec<Member> for Codec {
     }
 }
 
+/// A packet that the detector itself would not send now. It claims the lowest incarnation, which
+/// tells nobody anything new.
+fn packet(
+    from: &Member,
+    to: &Member,
+    message: Message<Member>,
+    updates: &[FocaMember<Member>],
+) -> Result<Bytes, CodecError> {
+    let header = Header {
+        src: from.clone(),
+        src_incarnation: 0,
+        dst: to.clone(),
+        message,
+    };
+    let mut bytes = Vec::with_capacity(512);
+    Codec.encode_header(&header, &mut bytes)?;
+    bytes.put_u16(u16::try_from(updates.len()).map_err(|_| CodecError::Full)?);
+    for update in updates {
+        Codec.encode_member(update, &mut bytes)?;
+    }
+    Ok(bytes.into())
+}
+
+/// Asks a member for an answer, and tells it what is believed of it.
+pub(super) fn ping(
+    from: &Member,
+    to: &Member,
+    suspicion: &[FocaMember<Member>],
+) -> Result<Bytes, CodecError> {
+    packet(from, to, Message::Ping(0), suspicion)
+}
+
+/// Says that `from` leaves.
+pub(super) fn farewell(from: &Member, to: &Member) -> Result<Bytes, CodecError> {
+    let down = FocaMember::down(from.clone());
+    packet(from, to, Message::Gossip, &[down])
+}
+
 /// The node that a packet says it is from; the caller compares it with the certificate.
 ///
 /// # Errors
@@ -285,7 +323,6 @@ pub fn sender_of(mut packet: &[u8]) -> Result<NodeId, CodecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use foca::Codec as _;
     use proptest::prelude::*;
 
     fn member() -> impl Strategy<Value = Member> {
@@ -300,7 +337,7 @@ mod tests {
         (
             1..=NodeId::MAX,
             any::<u64>(),
-            "[a-z][a-z0-9.-]{0,62}",
+            "n[a-z0-9-]{0,62}",
             address.clone(),
             address,
         )

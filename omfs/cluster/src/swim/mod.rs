@@ -6,8 +6,13 @@
 //! for this: a data connection knows within 1.5 s that nobody is there. A node that was declared
 //! dead by mistake learns so from the first message it sends anybody, and comes back under a new
 //! epoch.
+//!
+//! A member speaks for itself only: what it says of others is taken from its packets before the
+//! detector sees them ([`filter`]), and makes this node ask those others itself ([`doubts`]).
 
+mod doubts;
 mod driver;
+mod filter;
 pub mod grpc;
 pub mod member;
 
@@ -18,11 +23,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foca::PeriodicParams;
-use proto::ids::NodeId;
 use tokio::sync::{mpsc, oneshot};
 
 use super::directory::Directory;
 pub use member::Member;
+use omfs_pki::Certified;
 
 /// Packets that wait for the driver; more are dropped, as a network would.
 const QUEUE_PACKETS_MAX: usize = 1024;
@@ -35,6 +40,11 @@ const LEAVE_DEADLINE: Duration = Duration::from_millis(500);
 pub trait Transport: Send + Sync + Debug {
     /// Sends a packet to a node's daemon.
     fn send(&self, to: &Member, packet: Bytes);
+
+    /// Sends a packet to a node of which only `to.id` and a possible address are known.
+    fn greet(&self, to: &Member, packet: Bytes) {
+        self.send(to, packet);
+    }
 }
 
 #[derive(Debug)]
@@ -46,7 +56,7 @@ enum Input {
 /// A packet, and where the packets that it makes us send to its sender go.
 #[derive(Debug)]
 struct Received {
-    from: NodeId,
+    from: Certified,
     packet: Bytes,
     answer: Option<oneshot::Sender<Vec<Bytes>>>,
 }
@@ -69,33 +79,32 @@ impl Swim {
 
     /// Takes a packet that came from node `from`, as its certificate says. Packets that claim
     /// another sender, and those that come faster than they can be handled, are dropped.
-    pub fn receive(&self, from: NodeId, packet: Bytes) {
+    pub fn receive(&self, from: &Certified, packet: Bytes) {
         self.put(from, packet, None);
     }
 
     /// [`receive`](Self::receive), and returns the packets for `from` that this one calls for,
     /// so that they need no connection of their own.
-    pub async fn receive_and_answer(&self, from: NodeId, packet: Bytes) -> Vec<Bytes> {
+    pub async fn receive_and_answer(&self, from: &Certified, packet: Bytes) -> Vec<Bytes> {
         let (answer, answered) = oneshot::channel();
         self.put(from, packet, Some(answer));
         answered.await.unwrap_or_default()
     }
 
-    fn put(&self, from: NodeId, packet: Bytes, answer: Option<oneshot::Sender<Vec<Bytes>>>) {
+    fn put(&self, from: &Certified, packet: Bytes, answer: Option<oneshot::Sender<Vec<Bytes>>>) {
         match member::sender_of(&packet) {
-            Ok(claimed) if claimed == from => {
+            Ok(claimed) if claimed == from.node => {
                 let _ = self.inputs.try_send(Input::Packet(Received {
-                    from,
+                    from: from.clone(),
                     packet,
                     answer,
                 }));
             }
-            Ok(claimed) => {
-                tracing::warn!(
-                    "node {from} sent a membership packet in the name of node {claimed}"
-                );
-            }
-            Err(error) => tracing::warn!("node {from} sent no membership packet: {error}"),
+            Ok(claimed) => tracing::debug!(
+                "node {} sent a membership packet in the name of node {claimed}",
+                from.node
+            ),
+            Err(error) => tracing::debug!("node {} sent no membership packet: {error}", from.node),
         }
     }
 
@@ -139,5 +148,7 @@ fn timing() -> foca::Config {
     }
 }
 
+#[cfg(test)]
+mod forged_tests;
 #[cfg(test)]
 mod tests;

@@ -3,15 +3,27 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
+use proto::ids::NodeId;
+
 use super::*;
 use omfs_service::peers::{Liveness, PeerDirectory};
 use omfs_testing::lateness::Lateness;
 
 /// A network in memory with links that can be cut.
 #[derive(Debug, Default)]
-struct Net {
+pub(super) struct Net {
     nodes: Mutex<HashMap<NodeId, Swim>>,
     cut: Mutex<HashSet<NodeId>>,
+}
+
+impl Net {
+    pub(super) fn swim(&self, id: u32) -> Swim {
+        self.nodes.lock().unwrap()[&NodeId(id)].clone()
+    }
+
+    pub(super) fn cut(&self, id: u32) {
+        self.cut.lock().unwrap().insert(NodeId(id));
+    }
 }
 
 #[derive(Debug)]
@@ -27,12 +39,17 @@ impl Transport for Port {
             && !cut.contains(&to.id)
             && let Some(node) = self.net.nodes.lock().unwrap().get(&to.id)
         {
-            node.receive(self.myself, packet);
+            node.receive(&certified(self.myself), packet);
         }
     }
 }
 
-fn member(id: u32, epoch: u64) -> Member {
+fn certified(node: NodeId) -> Certified {
+    let name = format!("n{node}");
+    Certified { node, name }
+}
+
+pub(super) fn member(id: u32, epoch: u64) -> Member {
     let address = SocketAddr::from(([127, 0, 0, 1], 7780));
     Member {
         id: NodeId(id),
@@ -44,7 +61,7 @@ fn member(id: u32, epoch: u64) -> Member {
 }
 
 /// Starts node `id`, which knows only node 1.
-fn start(net: &Arc<Net>, id: u32, epoch: u64) -> Arc<Directory> {
+pub(super) fn start(net: &Arc<Net>, id: u32, epoch: u64) -> Arc<Directory> {
     let peer = |id| {
         let member = member(id, 0);
         Directory::peer(member.id, &member.name, member.control, member.data)
@@ -59,7 +76,11 @@ fn start(net: &Arc<Net>, id: u32, epoch: u64) -> Arc<Directory> {
     directory
 }
 
-async fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Duration {
+pub(super) async fn until(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> bool,
+) -> Duration {
     let start = Instant::now();
     while !condition() {
         assert!(
@@ -71,13 +92,13 @@ async fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool)
     start.elapsed()
 }
 
-fn sees(directory: &Directory, id: u32, liveness: Liveness) -> bool {
+pub(super) fn sees(directory: &Directory, id: u32, liveness: Liveness) -> bool {
     directory
         .by_id(NodeId(id))
         .is_some_and(|peer| peer.liveness == liveness)
 }
 
-fn all_see(directories: &[Arc<Directory>], id: u32, liveness: Liveness) -> bool {
+pub(super) fn all_see(directories: &[Arc<Directory>], id: u32, liveness: Liveness) -> bool {
     let others = directories
         .iter()
         .filter(|directory| directory.myself() != NodeId(id));
@@ -151,10 +172,10 @@ async fn a_packet_in_anothers_name_is_dropped() {
     .await;
     let packet = record.0.get().unwrap().clone();
     let node = net.nodes.lock().unwrap().get(&NodeId(1)).unwrap().clone();
-    node.receive(NodeId(3), packet.clone());
+    node.receive(&certified(NodeId(3)), packet.clone());
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(first.by_id(NodeId(2)), None);
-    node.receive(NodeId(2), packet);
+    node.receive(&certified(NodeId(2)), packet);
     until("arrival", Duration::from_secs(60), || {
         sees(&first, 2, Liveness::Alive)
     })

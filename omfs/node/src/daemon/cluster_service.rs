@@ -1,6 +1,7 @@
 //! What nodes ask each other.
 
 use omfs_cluster::control::ControlError;
+use omfs_pki::Certified;
 use proto::ids::NodeId;
 use proto::v1;
 use proto::v1::cluster_server::Cluster;
@@ -22,10 +23,14 @@ impl ClusterService {
 
     /// The node that the caller's certificate names; nobody else gets anything.
     fn peer<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        self.certified(request).map(|peer| peer.node)
+    }
+
+    fn certified<T>(&self, request: &Request<T>) -> Result<Certified, Status> {
         let chain = request.peer_certs();
         let chain = chain.as_ref().map(|chain| chain.as_slice());
-        let node = self.services.identity.peer_node(chain);
-        node.map_err(|error| Status::unauthenticated(error.to_string()))
+        let peer = self.services.identity.peer(chain);
+        peer.map_err(|error| Status::unauthenticated(error.to_string()))
     }
 }
 
@@ -35,9 +40,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::SwimPacket>,
     ) -> Result<Response<v1::SwimReply>, Status> {
-        let from = self.peer(&request)?;
+        let from = self.certified(&request)?;
         let packet = request.into_inner().data.into();
-        let answers = self.services.swim.receive_and_answer(from, packet).await;
+        let answers = self.services.swim.receive_and_answer(&from, packet).await;
         let packets = answers.iter().map(|packet| packet.to_vec()).collect();
         Ok(Response::new(v1::SwimReply { packets }))
     }

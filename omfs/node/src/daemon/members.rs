@@ -57,7 +57,9 @@ impl Members {
     /// A node of the file alone is `Suspect` until it is heard: that must not count as met.
     fn note_if_met(&self, peer: &Peer) {
         let known = self.with(|roster| {
-            let same = |node: &&Entry| node.id == peer.id && node.control == peer.control;
+            let same = |node: &&Entry| {
+                node.id == peer.id && node.control == peer.control && node.name == peer.name
+            };
             roster.nodes().iter().find(same).map(|node| node.seen)
         });
         if known == Some(true) || (known == Some(false) && peer.liveness != Liveness::Alive) {

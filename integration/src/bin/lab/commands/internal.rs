@@ -17,6 +17,24 @@ pub struct ProbeArgs {
     arguments: Vec<String>,
 }
 
+/// For tests: lies about another node to a third.
+#[derive(Debug, clap::Args)]
+pub struct ForgeArgs {
+    /// The id of the node that is lied to.
+    victim: u32,
+    /// Its control port.
+    address: std::net::SocketAddr,
+    /// The id of the node that is lied about.
+    other: u32,
+    /// Its name.
+    name: String,
+}
+
+/// Forged gossip, in a node.
+pub fn forge(args: &ForgeArgs) -> Result<()> {
+    integration::forge::run((args.victim, args.address), (args.other, &args.name))
+}
+
 /// A probe of the bench, in a node.
 pub fn probe(args: &ProbeArgs) -> Result<()> {
     integration::bench::probe::run(&args.arguments)

@@ -1,0 +1,77 @@
+//! Who is in the cluster, and who says so: names, members that lie.
+
+use anyhow::{Context, Result, ensure};
+use integration::lab::{Lab, binaries};
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::harness::{Module, until, with_omfs};
+use crate::restart::{CRASH, START};
+
+pub fn tests() -> Vec<Trial> {
+    let mut module = Module::one_at_a_time("members", &[], || {
+        let mut options = with_omfs(3)?;
+        options.mount = false;
+        Ok(options)
+    });
+    module
+        .test("a_member_speaks_for_itself_only", &[], forged)
+        .test("reserved_names_are_refused", &[], reserved);
+    module.finish()
+}
+
+/// Name and state of each node, as `node` sees them.
+fn listed(lab: &Lab, node: &str) -> Result<Vec<(String, String)>> {
+    let text = lab.sh(node, "omfs nodes --json")?;
+    let nodes: Vec<Value> = serde_json::from_str(&text)?;
+    let text = |one: &Value, key: &str| Some(one.get(key)?.as_str()?.to_owned());
+    let pairs = nodes
+        .iter()
+        .map(|one| Some((text(one, "name")?, text(one, "state")?)));
+    pairs.collect::<Option<_>>().context("no name or no state")
+}
+
+/// n2 tells n3 that it is n1, that n1 is dead for ever, and of a node that is not there.
+fn forged(lab: &Lab) -> Result<()> {
+    until(lab, "n3", "[ $(omfs nodes | grep -c alive) = 2 ]")?;
+    let program = binaries::lab()?;
+    let lie = format!("{} forge-gossip 3 10.77.0.3:7780 1 n1", program.display());
+    let mut seen = Vec::new();
+    std::thread::scope(|scope| {
+        let liar = scope.spawn(|| lab.sh("n2", &lie));
+        while !liar.is_finished() {
+            seen.push(listed(lab, "n3")?);
+        }
+        liar.join().map_err(|_| anyhow::anyhow!("panicked"))?
+    })?;
+    seen.push(listed(lab, "n3")?);
+    for nodes in seen {
+        let names: Vec<_> = nodes.iter().map(|(name, _)| name.as_str()).collect();
+        ensure!(names == ["n1", "n2", "n3"], "names: {names:?}");
+        ensure!(nodes[0].1 != "dead", "n1 was killed by words: {nodes:?}");
+    }
+    // n2's own daemon has been displaced by the liar, under the same certificate.
+    lab.sh("n2", &format!("cd /; {CRASH}; sleep 1; {START}"))?;
+    until(lab, "n3", "[ $(omfs nodes | grep -c alive) = 2 ]")
+}
+
+fn reserved(lab: &Lab) -> Result<()> {
+    let token = lab.sh("n1", "omfs cluster token")?;
+    for name in [
+        "here", "Home", "magic", "lastexec", "selected", "17", ".x", "mfs",
+    ] {
+        let join = format!(
+            "printf '[node]\\nname = \"{name}\"\\nstate_dir = \"/srv/r\"\\n[network]\\ncontrol_port = 7790\\n' >/srv/r.toml; \
+             omfs --config /srv/r.toml cluster join 10.77.0.1 --token {}",
+            token.trim()
+        );
+        let result = lab.run("n2", &join)?;
+        let said = String::from_utf8_lossy(&result.stderr).into_owned();
+        ensure!(
+            !result.status.success() && said.contains("no node name"),
+            "{name}: {:?} {said}",
+            result.status
+        );
+    }
+    Ok(())
+}
