@@ -1,16 +1,15 @@
 //! Which file a FUSE node id stands for, and how often the kernel and we owe its forgetting.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use proto::ids::{NodeId, Pid};
-use proto::v1::{Attr, Caller, Entry, KnownFile};
+use proto::v1::{Attr, Caller, Entry as WireEntry, KnownFile};
 
 use super::known;
-use super::namespace::{View, file_id};
+use super::namespace::{View, file_id, other_file_id};
 
-/// How many following numbers are tried when a number is taken by another file.
-const PROBES_MAX: u64 = 64;
 /// `S_IFMT` of `inode(7)`: the type bits of a mode.
 const TYPE_MASK: u32 = 0o170_000;
 const TYPE_DIRECTORY: u32 = 0o040_000;
@@ -44,7 +43,7 @@ pub struct Forgotten {
 }
 
 /// What tells that two handles mean the same file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Identity {
     /// The owner's device number.
     pub dev: u64,
@@ -107,11 +106,33 @@ pub struct Known {
     pub dev: u64,
 }
 
+/// A file as all connections know it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct File {
+    node: NodeId,
+    view: View,
+    identity: Identity,
+}
+
+impl File {
+    fn of(key: FileKey, identity: Identity) -> Self {
+        Self {
+            node: key.node,
+            view: key.view,
+            identity,
+        }
+    }
+}
+
 /// The table of real files the kernel knows.
 #[derive(Debug, Default)]
 pub struct InodeTable {
     by_id: HashMap<u64, Inode>,
     by_key: HashMap<FileKey, u64>,
+    /// The numbers of a file: several, where it is in several places of its owner.
+    by_file: HashMap<File, Vec<u64>>,
+    /// Directories, by the directory that they are in and their name there.
+    by_name: HashMap<(u64, Box<[u8]>), u64>,
 }
 
 /// Whether a mode is a directory's.
@@ -146,7 +167,7 @@ impl InodeTable {
         node: NodeId,
         epoch: u64,
         view: View,
-        entry: &Entry,
+        entry: &WireEntry,
     ) -> Option<(u64, Option<Forgotten>)> {
         let attr = entry.attr.as_ref()?;
         let view = view_of(attr.mode, view);
@@ -163,39 +184,56 @@ impl InodeTable {
             inode.owed += 1;
             return Some((id, None));
         }
-        self.place(key, identity_of(attr))
+        Some(self.place(key, identity_of(attr)))
     }
 
-    fn place(&mut self, key: FileKey, identity: Identity) -> Option<(u64, Option<Forgotten>)> {
-        let first = file_id(key.view, key.node, identity.dev, identity.ino);
-        for id in first..first + PROBES_MAX {
-            match self.by_id.get_mut(&id) {
-                None => {
-                    let inode = Inode {
-                        key,
-                        identity,
-                        lookups: 1,
-                        owed: 1,
-                        origin: None,
-                        inherited: false,
-                    };
-                    self.by_id.insert(id, inode);
-                    self.by_key.insert(key, id);
-                    return Some((id, None));
-                }
-                Some(old) if old.identity == identity && is_of_earlier_epoch(old.key, key) => {
-                    let displaced = forgotten(old);
-                    self.by_key.remove(&old.key);
-                    old.key = key;
-                    old.owed = 1;
-                    old.lookups += 1;
-                    self.by_key.insert(key, id);
-                    return Some((id, Some(displaced)));
-                }
-                Some(_) => {}
-            }
+    fn place(&mut self, key: FileKey, identity: Identity) -> (u64, Option<Forgotten>) {
+        let file = File::of(key, identity);
+        if let Some(found) = self.place_again(key, file) {
+            return found;
         }
-        None
+        let id = self.free_number(key, identity);
+        let inode = Inode {
+            key,
+            identity,
+            lookups: 1,
+            owed: 1,
+            origin: None,
+            inherited: false,
+        };
+        self.by_id.insert(id, inode);
+        self.by_key.insert(key, id);
+        self.by_file.entry(file).or_default().push(id);
+        (id, None)
+    }
+
+    /// A file that is known on an earlier connection. On the same one, another handle means another place:
+    /// a bind mount at the owner, whose directories must not get the same number.
+    fn place_again(&mut self, key: FileKey, file: File) -> Option<(u64, Option<Forgotten>)> {
+        let numbers = self.by_file.get(&file)?;
+        let is_earlier = |id: &&u64| {
+            let old = self.by_id.get(id);
+            old.is_some_and(|old| old.key.epoch != key.epoch)
+        };
+        let id = *numbers.iter().find(is_earlier)?;
+        let old = self.by_id.get_mut(&id)?;
+        let displaced = forgotten(old);
+        self.by_key.remove(&old.key);
+        old.key = key;
+        old.owed = 1;
+        old.lookups += 1;
+        self.by_key.insert(key, id);
+        Some((id, Some(displaced)))
+    }
+
+    /// The number that a file shall have, or another one if the kernel knows something else by that:
+    /// for instance a file that was removed at its owner, whose inode number this one has now.
+    fn free_number(&self, key: FileKey, identity: Identity) -> u64 {
+        let mut id = file_id(key.view, key.node, identity.dev, identity.ino);
+        while self.by_id.contains_key(&id) {
+            id = other_file_id(id, key.handle);
+        }
+        id
     }
 
     /// Takes over a file that the kernel was told of by a predecessor.
@@ -206,10 +244,13 @@ impl InodeTable {
             identity,
             lookups: 0,
             owed: 0,
-            origin: Some(origin),
+            origin: None,
             inherited: true,
         };
         self.by_id.insert(file.id, inode);
+        let numbers = self.by_file.entry(File::of(key, identity)).or_default();
+        numbers.push(file.id);
+        self.found_at(file.id, &origin);
     }
 
     /// A file in the words of a journal.
@@ -232,21 +273,32 @@ impl InodeTable {
         };
         let is_news = inode.origin.as_ref().map(|old| &old.path) != Some(&origin.path);
         if is_news {
-            inode.origin = Some(origin.clone());
+            let old = inode.origin.replace(origin.clone());
+            if is_directory(inode.identity.kind) {
+                self.forget_name(id, old);
+                if let Path::Name(parent, name) = &origin.path {
+                    self.by_name.insert((*parent, name.clone()), id);
+                }
+            }
         }
         is_news
+    }
+
+    /// Another directory may have the name by now.
+    fn forget_name(&mut self, id: u64, origin: Option<Origin>) {
+        if let Some(Path::Name(parent, name)) = origin.map(|origin| origin.path)
+            && let Entry::Occupied(entry) = self.by_name.entry((parent, name))
+            && *entry.get() == id
+        {
+            entry.remove();
+        }
     }
 
     /// A directory that was found under a name, which the kernel is about to be told again without
     /// its owner: number and what is known of its attributes.
     pub fn directory_again(&mut self, parent: u64, name: &[u8]) -> Option<(u64, Attr)> {
-        let is_there = |inode: &Inode| match inode.origin.as_ref().map(|origin| &origin.path) {
-            Some(Path::Name(above, own)) => *above == parent && **own == *name,
-            _ => false,
-        };
-        let mut all = self.by_id.iter_mut();
-        let (id, inode) =
-            all.find(|(_, inode)| is_directory(inode.identity.kind) && is_there(inode))?;
+        let id = *self.by_name.get(&(parent, name.into()))?;
+        let inode = self.by_id.get_mut(&id)?;
         inode.lookups += 1;
         let attr = Attr {
             ino: inode.identity.ino,
@@ -255,7 +307,7 @@ impl InodeTable {
             nlink: 1,
             ..Attr::default()
         };
-        Some((*id, attr))
+        Some((id, attr))
     }
 
     /// Where a file was found last.
@@ -273,7 +325,7 @@ impl InodeTable {
         &mut self,
         id: u64,
         (node, epoch): (NodeId, u64),
-        entry: &Entry,
+        entry: &WireEntry,
     ) -> Result<Option<Forgotten>, Forgotten> {
         let given = Forgotten {
             node,
@@ -331,10 +383,23 @@ impl InodeTable {
             return None;
         }
         let told = forgotten(inode);
-        let key = inode.key;
-        self.by_id.remove(&id);
-        self.by_key.remove(&key);
+        self.remove(id);
         Some(told)
+    }
+
+    fn remove(&mut self, id: u64) {
+        let Some(inode) = self.by_id.remove(&id) else {
+            return;
+        };
+        self.by_key.remove(&inode.key);
+        let file = File::of(inode.key, inode.identity);
+        if let Some(numbers) = self.by_file.get_mut(&file) {
+            numbers.retain(|other| *other != id);
+            if numbers.is_empty() {
+                self.by_file.remove(&file);
+            }
+        }
+        self.forget_name(id, inode.origin);
     }
 
     /// How many files the kernel knows.
@@ -348,12 +413,6 @@ impl InodeTable {
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
-}
-
-/// Within one epoch, another handle means another place: a bind mount at the owner, whose
-/// directories must not get the same number.
-fn is_of_earlier_epoch(old: FileKey, new: FileKey) -> bool {
-    (old.node, old.view) == (new.node, new.view) && old.epoch != new.epoch
 }
 
 fn forgotten(inode: &Inode) -> Forgotten {

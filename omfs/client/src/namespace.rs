@@ -215,6 +215,12 @@ pub fn file_id(view: View, node: NodeId, dev: u64, ino: u64) -> u64 {
     (hash >> 2) | FILE_BIT
 }
 
+/// Another number for a file whose preferred number stands for something else; `handle` is the owner's.
+#[must_use]
+pub fn other_file_id(taken: u64, handle: u64) -> u64 {
+    (mix(taken ^ mix(handle)) >> 2) | FILE_BIT
+}
+
 /// The finalizer of splitmix64 (public domain, Vigna): a bijection with good avalanche.
 fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 const FILE: u32 = 0o100_644;
 const DIRECTORY: u32 = 0o040_755;
 
-fn entry(handle: u64, ino: u64, mode: u32) -> Entry {
-    Entry {
+fn entry(handle: u64, ino: u64, mode: u32) -> WireEntry {
+    WireEntry {
         node: handle,
-        fh: 0,
         attr: Some(Attr {
             ino,
             dev: 1,
             mode,
             ..Attr::default()
         }),
+        ..WireEntry::default()
     }
 }
 
@@ -32,7 +32,7 @@ fn a_directory_has_one_number_per_view_and_a_file_one_in_all() {
 #[test]
 fn after_a_reconnection_a_file_keeps_its_number_and_gets_its_new_handle() {
     let mut table = InodeTable::default();
-    let remember = |table: &mut InodeTable, epoch, entry: &Entry| {
+    let remember = |table: &mut InodeTable, epoch, entry: &WireEntry| {
         table.remember(NodeId(2), epoch, View::NAME, entry).unwrap()
     };
     let (id, _) = remember(&mut table, 1, &entry(70, 5, FILE));
@@ -139,6 +139,54 @@ fn another_file_with_a_reused_inode_number_gets_another_number() {
     let (first, _) = table.remember(NodeId(1), 1, View::NAME, &old).unwrap();
     let (second, _) = table.remember(NodeId(1), 2, View::NAME, &new).unwrap();
     assert_ne!(first, second);
+}
+
+#[test]
+fn any_number_of_removed_files_may_have_had_the_inode_number() {
+    let mut table = InodeTable::default();
+    let mut ids = std::collections::BTreeSet::new();
+    for n in 1..=400_u32 {
+        let mut file = entry(n.into(), 5, FILE);
+        file.attr.as_mut().unwrap().crtime = Some(proto::v1::Time { s: n.into(), ns: 0 });
+        let (id, _) = table.remember(NodeId(1), 1, View::NAME, &file).unwrap();
+        assert!(ids.insert(id), "a number for each");
+    }
+    for id in ids {
+        assert!(table.forget(id, 1).is_some());
+    }
+    assert!(table.is_empty() && table.by_file.is_empty());
+}
+
+#[test]
+fn a_directory_is_found_by_its_newest_name_only() {
+    let mut table = InodeTable::default();
+    let at = |name: &[u8]| Origin {
+        path: Path::Name(7, name.into()),
+        caller: Arc::default(),
+    };
+    let mut ids = Vec::new();
+    for handle in [1, 2] {
+        let directory = entry(handle, handle, DIRECTORY);
+        let (id, _) = table
+            .remember(NodeId(2), 1, View::NAME, &directory)
+            .unwrap();
+        ids.push(id);
+        table.found_at(id, &at(b"old"));
+    }
+    table.found_at(ids[0], &at(b"new"));
+    assert_eq!(
+        table.directory_again(7, b"new").map(|(id, _)| id),
+        Some(ids[0])
+    );
+    assert_eq!(
+        table.directory_again(7, b"old").map(|(id, _)| id),
+        Some(ids[1])
+    );
+    for id in ids {
+        table.forget(id, 2);
+    }
+    assert_eq!(table.directory_again(7, b"new"), None);
+    assert!(table.by_name.is_empty());
 }
 
 #[test]
