@@ -20,6 +20,20 @@ pub fn lab() -> Result<PathBuf> {
     found.context("the program `lab` is not beside this one; cargo build --bin lab")
 }
 
+/// The `member` program beside `lab`.
+///
+/// # Errors
+/// There is none.
+pub fn member() -> Result<PathBuf> {
+    let member = lab()?.with_file_name("member");
+    ensure!(
+        member.is_file(),
+        "there is no {}; build it with `cargo build --bin member`",
+        member.display()
+    );
+    Ok(member)
+}
+
 /// The `omfs` program beside `lab`; under cargo it is brought up to date first.
 ///
 /// # Errors

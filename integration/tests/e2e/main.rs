@@ -5,6 +5,7 @@
 mod balancing;
 mod cli;
 mod commands;
+mod exports;
 mod faults;
 mod harness;
 mod hostile;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     trials.extend(operations::tests());
     trials.extend(odd_names::tests());
     trials.extend(security::tests());
+    trials.extend(exports::tests());
     trials.extend(faults::tests());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

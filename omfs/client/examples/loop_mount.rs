@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use omfs_client::options::MountOptions;
 use omfs_client::{FsConfig, NoGuests, NoStatus, RemoteServices, RemoteSession};
+use omfs_export::exports::Exports;
 use omfs_export::{Export, ExportConfig, ExportSession};
 use omfs_service::peers::{Liveness, Peer, PeerDirectory};
 use omfs_service::{Errno, SessionPeer};
@@ -56,7 +57,7 @@ fn main() -> anyhow::Result<()> {
     };
     let target = PathBuf::from(target);
     let mut config = ExportConfig::new(exported);
-    config.squash_root = false;
+    config.exports = Arc::new(Exports::unsquashed());
     let export = Export::new(config)?;
     let session = |is_local| {
         export.session(SessionPeer {

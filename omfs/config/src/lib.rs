@@ -11,6 +11,7 @@ mod values;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use omfs_authz::export::{MIN_ID, Rules, Squash};
 use serde::Deserialize;
 
 pub use error::ConfigError;
@@ -76,8 +77,26 @@ pub struct Network {
 pub struct Export {
     /// The directory that others see as this node.
     pub root: AbsolutePath,
-    /// Treat root of other nodes as nobody.
+    /// Treat root and the system's users of other nodes as nobody.
     pub root_squash: bool,
+    /// Ids below are the system's.
+    pub min_id: u32,
+}
+
+impl Export {
+    /// With which ids users of other nodes act here.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules {
+            squash: if self.root_squash {
+                Squash::System
+            } else {
+                Squash::None
+            },
+            min_id: self.min_id,
+            ..Rules::default()
+        }
+    }
 }
 
 /// `[mount]`.
@@ -170,6 +189,7 @@ impl Default for Export {
         Self {
             root: AbsolutePath::constant("/"),
             root_squash: true,
+            min_id: MIN_ID,
         }
     }
 }

@@ -1,48 +1,95 @@
 //! As whom an operation is performed.
 
-use proto::v1::{Caller, FsRequest};
+use omfs_authz::export::{Rules, User};
+use omfs_authz::guest::Ids;
+use proto::v1::Caller;
+use proto::v1::fs_request::Op;
 
-use super::{Errno, SessionPeer};
+use super::{Errno, ExportSession};
 use omfs_sys::identity::{self, Assumed, Credentials, Umask};
 
-/// `nobody` and `nogroup`.
-const NOBODY: u32 = 65_534;
+/// What a caller is to this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Standing {
+    /// A process of this node.
+    Own,
+    /// A guest of this node, by its PID here; its deputy has the ids that it acts with.
+    Guest(i32),
+    /// A process of another node, or a guest of one.
+    Stranger,
+}
 
 /// The caller of one request, after squashing.
 #[derive(Debug)]
 pub(super) struct Who {
     credentials: Credentials,
     umask: u32,
+    standing: Standing,
     /// Root of its node, before squashing, and neither a guest there of a third node.
     pub may_see_deputies: bool,
-    /// The job, of a guest of this node.
-    pub guest_pid: Option<i32>,
     /// The calling thread, if it is one of this node: a guest's is its deputy here.
     pub local_pid: Option<i32>,
 }
 
-impl Who {
+impl ExportSession {
     /// # Errors
-    /// `EINVAL` for a request without a caller, or with ids that nobody can have.
-    pub fn of(request: &FsRequest, peer: &SessionPeer, squash_root: bool) -> Result<Self, Errno> {
-        let caller = request.caller.as_ref().ok_or(Errno(libc::EINVAL))?;
-        let is_ours = peer.is_local && !caller.foreign_guest || caller.from_home_guest;
-        let keeps_root = is_ours || !squash_root;
-        let credentials = if keeps_root {
-            as_is(caller)
-        } else {
-            squashed(caller)
+    /// `EINVAL` for ids that nobody can have; `EPERM` for a guest that is not at the peer, or has
+    /// other ids; for strangers those of [`ExportSession::admit`].
+    pub(super) fn who(&self, caller: &Caller, op: &Op) -> Result<Who, Errno> {
+        let standing = self.standing(caller);
+        let credentials = match standing {
+            Standing::Own => as_is(caller),
+            Standing::Guest(_) => from_ids(self.export.jobs.guest_ids(&self.peer, caller)?),
+            Standing::Stranger => from_ids(self.ids_of_stranger(caller, self.admit(op)?)),
         };
         if !credentials.are_valid() {
             return Err(Errno(libc::EINVAL));
         }
-        Ok(Self {
+        Ok(Who {
             credentials,
             umask: caller.umask,
+            standing,
             may_see_deputies: caller.uid == 0 && !caller.foreign_guest,
-            guest_pid: caller.from_home_guest.then_some(caller.guest_pid),
-            local_pid: is_ours.then_some(caller.pid),
+            local_pid: (standing != Standing::Stranger).then_some(caller.pid),
         })
+    }
+
+    fn ids_of_stranger(&self, caller: &Caller, rules: Rules) -> Ids {
+        let claimed = claim_of(caller);
+        let user = if rules.needs_user(claimed.uid) {
+            self.export.users.user(claimed.uid, claimed.gid)
+        } else {
+            User::Unknown { group_exists: true }
+        };
+        rules.ids_of_stranger(&claimed, &user)
+    }
+
+    fn standing(&self, caller: &Caller) -> Standing {
+        match (self.peer.is_local, caller) {
+            (true, caller) if !caller.foreign_guest => Standing::Own,
+            (false, caller) if caller.from_home_guest => Standing::Guest(caller.guest_pid),
+            _ => Standing::Stranger,
+        }
+    }
+}
+
+impl Who {
+    /// Whether it is no process of this node, and no guest of it.
+    pub fn is_stranger(&self) -> bool {
+        self.standing == Standing::Stranger
+    }
+
+    /// The job, of a guest of this node.
+    pub fn guest_pid(&self) -> Option<i32> {
+        match self.standing {
+            Standing::Guest(pid) => Some(pid),
+            Standing::Own | Standing::Stranger => None,
+        }
+    }
+
+    /// The job, of a host's program that asks in a guest's name: it has what the deputy holds.
+    pub fn deputy(&self) -> Option<i32> {
+        self.guest_pid().filter(|_| self.may_see_deputies)
     }
 
     /// Acts as the caller until the guard is dropped.
@@ -60,116 +107,27 @@ impl Who {
     }
 }
 
-fn as_is(caller: &Caller) -> Credentials {
-    Credentials {
+/// The ids that a request claims.
+pub(super) fn claim_of(caller: &Caller) -> Ids {
+    Ids {
         uid: caller.uid,
         gid: caller.gid,
         groups: caller.groups.clone(),
     }
 }
 
-/// Root's ids become nobody's, as with `root_squash` of exports(5).
-fn squashed(caller: &Caller) -> Credentials {
-    let squash = |id: u32| if id == 0 { NOBODY } else { id };
+fn from_ids(ids: Ids) -> Credentials {
     Credentials {
-        uid: squash(caller.uid),
-        gid: squash(caller.gid),
-        groups: caller.groups.iter().copied().map(squash).collect(),
+        uid: ids.uid,
+        gid: ids.gid,
+        groups: ids.groups,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proto::ids::NodeId;
-
-    use super::*;
-
-    fn credentials(caller: Caller, squash_root: bool) -> Result<Credentials, Errno> {
-        credentials_at(caller, squash_root, false)
-    }
-
-    fn credentials_at(
-        caller: Caller,
-        squash_root: bool,
-        is_local: bool,
-    ) -> Result<Credentials, Errno> {
-        let request = FsRequest {
-            caller: Some(caller),
-            op: None,
-        };
-        let peer = SessionPeer {
-            node: NodeId(2),
-            is_local,
-        };
-        Who::of(&request, &peer, squash_root).map(|who| who.credentials)
-    }
-
-    #[test]
-    fn root_of_another_node_is_nobody_unless_allowed() {
-        let root = Caller {
-            groups: vec![0, 5],
-            ..Caller::default()
-        };
-        let nobody = Credentials {
-            uid: NOBODY,
-            gid: NOBODY,
-            groups: vec![NOBODY, 5],
-        };
-        let unsquashed = Credentials {
-            uid: 0,
-            gid: 0,
-            groups: vec![0, 5],
-        };
-        assert_eq!(credentials(root.clone(), true), Ok(nobody));
-        assert_eq!(credentials(root.clone(), false), Ok(unsquashed.clone()));
-        let guest = Caller {
-            from_home_guest: true,
-            ..root
-        };
-        assert_eq!(credentials(guest, true), Ok(unsquashed));
-    }
-
-    #[test]
-    fn root_of_another_nodes_guest_is_nobody_at_its_host() {
-        let guest = Caller {
-            foreign_guest: true,
-            ..Caller::default()
-        };
-        let uid = |caller, squash_root| {
-            let credentials = credentials_at(caller, squash_root, true);
-            credentials.map(|credentials| credentials.uid)
-        };
-        assert_eq!(uid(guest.clone(), true), Ok(NOBODY));
-        assert_eq!(uid(guest, false), Ok(0), "as from any other node");
-        assert_eq!(uid(Caller::default(), true), Ok(0), "the host's own root");
-    }
-
-    #[test]
-    fn an_id_that_means_unchanged_is_refused() {
-        for bad in [
-            Caller {
-                uid: u32::MAX,
-                ..Caller::default()
-            },
-            Caller {
-                gid: u32::MAX,
-                ..Caller::default()
-            },
-            Caller {
-                groups: vec![u32::MAX],
-                ..Caller::default()
-            },
-        ] {
-            assert_eq!(credentials(bad, true), Err(Errno(libc::EINVAL)));
-        }
-        let nobody_at_all = FsRequest::default();
-        let peer = SessionPeer {
-            node: NodeId(2),
-            is_local: true,
-        };
-        assert_eq!(
-            Who::of(&nobody_at_all, &peer, true).err(),
-            Some(Errno(libc::EINVAL))
-        );
+fn as_is(caller: &Caller) -> Credentials {
+    Credentials {
+        uid: caller.uid,
+        gid: caller.gid,
+        groups: caller.groups.clone(),
     }
 }

@@ -1,5 +1,6 @@
 //! Files that a process of this node holds open, by identity: deleted ones, too.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,6 +13,7 @@ use super::answer::{Answer, c_string, reply};
 use super::caller::Who;
 use super::files::OpenFile;
 use super::nodes::Keep;
+use super::places::Place;
 use super::{Errno, Export, ExportSession};
 use omfs_sys::file::{self, Freshness};
 use omfs_sys::{lease, process};
@@ -22,7 +24,7 @@ const DESCRIPTORS_MAX: usize = 1024;
 impl ExportSession {
     /// Follows one of proc(5)'s magic links, which lead to the inode and not to its name.
     pub(super) fn deputy_file(&self, who: &Who, arg: &DeputyFile) -> Answer {
-        let is_others = who.guest_pid.is_some_and(|pid| pid != arg.pid);
+        let is_others = who.guest_pid().is_some_and(|pid| pid != arg.pid);
         if !who.may_see_deputies || is_others {
             return Err(Errno(libc::EPERM));
         }
@@ -30,9 +32,81 @@ impl ExportSession {
         let link = link_name(arg)?;
         let path = c_string(format!("/proc/{}/{link}", arg.pid).as_bytes())?;
         let fd = file::open_at(None, &path, libc::O_PATH, 0)?;
-        let mount = Arc::clone(&self.export.root_mount);
-        reply(Reply::Entry(self.enter(fd, &mount, Keep::Pinned)?))
+        let place = Place::of_deputy(arg.pid);
+        let entry = self.enter(fd, (&self.export.root_mount, &place), Keep::Pinned)?;
+        self.nodes.grant(entry.node, Grant::of(arg));
+        reply(Reply::Entry(entry))
     }
+}
+
+/// What a deputy may do with a file that it holds, whatever its ids: it was opened before they
+/// changed, or by another process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Grant {
+    pid: i32,
+    reads: bool,
+    writes: bool,
+}
+
+impl Grant {
+    fn of(arg: &DeputyFile) -> Self {
+        let flags = match arg.what {
+            Some(What::Fd(number)) => flags_of(arg.pid, number).unwrap_or(libc::O_PATH),
+            Some(What::Cwd(_) | What::Root(_)) => libc::O_PATH,
+            _ => libc::O_RDONLY,
+        };
+        let mode = flags & libc::O_ACCMODE;
+        let opened = flags & libc::O_PATH == 0;
+        Self {
+            pid: arg.pid,
+            reads: opened && mode != libc::O_WRONLY,
+            writes: opened && mode != libc::O_RDONLY,
+        }
+    }
+
+    /// Whether the job `pid` may open the file so.
+    pub fn covers(&self, pid: i32, flags: i32) -> bool {
+        let mode = flags & libc::O_ACCMODE;
+        self.pid == pid
+            && flags & libc::O_TRUNC == 0
+            && (self.reads || mode == libc::O_WRONLY)
+            && (self.writes || mode == libc::O_RDONLY)
+    }
+}
+
+/// Whether a directory is where a process is.
+pub(super) fn is_directory_of(pid: i32, directory: BorrowedFd<'_>) -> bool {
+    let own = c_string(format!("/proc/{pid}/cwd").as_bytes())
+        .and_then(|path| Ok(file::open_at(None, &path, libc::O_PATH, 0)?));
+    let stat = file::stat(directory, Freshness::Known);
+    matches!((own, stat), (Ok(own), Ok(stat)) if is_inode(&own, (stat.dev, stat.ino)))
+}
+
+/// Directories above a working directory that are looked at.
+const ABOVE_MAX: usize = 128;
+
+/// Opens a directory that is above the working directory of a process, or is it. The process came
+/// there before it had its present ids, which need not suffice to go there again.
+pub(super) fn open_on_the_way(pid: i32, parent: BorrowedFd<'_>, name: &CStr) -> Option<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_DIRECTORY;
+    let found = file::open_at(Some(parent), name, flags, 0).ok()?;
+    let wanted = file::stat(found.as_fd(), Freshness::Known).ok()?;
+    let path = c_string(format!("/proc/{pid}/cwd").as_bytes()).ok()?;
+    let mut at = file::open_at(None, &path, libc::O_PATH | libc::O_DIRECTORY, 0).ok()?;
+    for _ in 0..ABOVE_MAX {
+        if is_inode(&at, (wanted.dev, wanted.ino)) {
+            return Some(found);
+        }
+        at = file::open_at(Some(at.as_fd()), c"..", flags, 0).ok()?;
+    }
+    None
+}
+
+/// The flags of a descriptor, from proc_pid_fdinfo(5).
+fn flags_of(pid: i32, number: u32) -> Option<i32> {
+    let text = omfs_sys::procfs::text(format!("/proc/{pid}/fdinfo/{number}")).ok()?;
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    i32::from_str_radix(flags.trim(), 8).ok()
 }
 
 impl ExportSession {
@@ -48,15 +122,17 @@ impl ExportSession {
         if open.is_adopted || open.is_flocked.load(Ordering::Acquire) {
             return Ok(false);
         }
-        let Some(fd) = who.guest_pid.and_then(|pid| find_description(pid, &open)) else {
+        let Some(fd) = who.guest_pid().and_then(|pid| find_description(pid, &open)) else {
             return Ok(false);
         };
         let adopted = OpenFile {
             fd: self.files.count(Arc::new(fd))?,
             _keeps_node: Arc::clone(&open._keeps_node),
             is_regular: open.is_regular,
+            is_directory: open.is_directory,
             is_writable: open.is_writable,
             mount: Arc::clone(&open.mount),
+            place: Arc::clone(&open.place),
             inode: open.inode,
             dir_offset: Mutex::new(0),
             is_flocked: AtomicBool::new(false),

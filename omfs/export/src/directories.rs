@@ -33,7 +33,7 @@ impl ExportSession {
     pub(super) fn read_dir(&self, who: &Who, arg: &ReadDir) -> Answer {
         let open = self.files.get(arg.fh)?;
         let max_bytes = (arg.max_bytes as usize).min(TRANSFER_BYTES_MAX);
-        let items = read_items(who, &open, arg.offset, max_bytes, arg.plus)?;
+        let items = self.visible_items(who, &open, arg, max_bytes)?;
         let mut entries = Vec::with_capacity(items.len());
         for chunk in items.chunks(CHUNK_ITEMS) {
             let found = self.dir_entries(who, &open, chunk, arg.plus)?;
@@ -46,6 +46,30 @@ impl ExportSession {
             }));
         }
         reply(Reply::DirEntries(DirEntries { entries }))
+    }
+
+    /// The next names that the caller may see: none only at the end.
+    fn visible_items(
+        &self,
+        who: &Who,
+        open: &OpenFile,
+        arg: &ReadDir,
+        max_bytes: usize,
+    ) -> Result<Vec<DirItem>, Errno> {
+        let mut offset = arg.offset;
+        loop {
+            let mut items = read_items(who, open, offset, max_bytes, arg.plus)?;
+            let Some(last) = items.last() else {
+                return Ok(items);
+            };
+            offset = last.next_offset;
+            if who.is_stranger() {
+                items.retain(|item| self.shows(&open.place, &open.mount, item.name.as_bytes()));
+            }
+            if !items.is_empty() {
+                return Ok(items);
+            }
+        }
     }
 
     /// What lookups of the names would answer. `None` where that is not asked for, not cheap, or
@@ -71,8 +95,12 @@ impl ExportSession {
                 })
                 .collect()
         };
-        let enter = |fd: Option<OwnedFd>| self.enter(fd?, &open.mount, Keep::Nothing).ok();
-        Ok(opened.into_iter().map(enter).collect())
+        let at = (&open.mount, &open.place);
+        let enter = |(fd, item): (Option<OwnedFd>, &DirItem)| {
+            self.enter_named(who, fd?, at, &item.name, Keep::Nothing)
+                .ok()
+        };
+        Ok(opened.into_iter().zip(items).map(enter).collect())
     }
 }
 

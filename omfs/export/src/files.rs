@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::Errno;
 use super::limits::{Counted, Limits};
 use super::mounts::Mount;
+use super::places::Place;
 
 /// An open file description that stands for one of the peer.
 #[derive(Debug)]
@@ -16,8 +17,10 @@ pub(super) struct OpenFile {
     /// Keeps the inode's node alive, and findable by a descriptor.
     pub _keeps_node: Arc<OwnedFd>,
     pub is_regular: bool,
+    pub is_directory: bool,
     pub is_writable: bool,
     pub mount: Arc<Mount>,
+    pub place: Arc<Place>,
     /// Device and inode number.
     pub inode: (u64, u64),
     /// Where the next readdir continues without a seek, in directory offsets.

@@ -4,9 +4,11 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use omfs_authz::guest::Ids;
 use proto::ids::NodeId;
-use proto::v1::FsRequest;
+use proto::v1::Caller;
 
+use super::guest_ids::DeputyIds;
 use super::{Errno, SessionPeer};
 
 /// Refusals are logged at most this often: a peer must not fill the disk.
@@ -32,6 +34,7 @@ impl JobHosts for NoJobs {
 #[derive(Debug)]
 pub(super) struct Hosts {
     jobs: Arc<dyn JobHosts>,
+    deputies: DeputyIds,
     /// When a refusal was logged last, and how many were not since.
     logged: Mutex<(Option<Instant>, u64)>,
 }
@@ -40,21 +43,25 @@ impl Hosts {
     pub fn new(jobs: Arc<dyn JobHosts>) -> Self {
         Self {
             jobs,
+            deputies: DeputyIds::default(),
             logged: Mutex::default(),
         }
     }
 
-    /// Whether the caller really can be a guest of this node, if the peer says that it is one.
+    /// The ids of a caller that is a guest of this node, as its peer says: the deputy's, if the job
+    /// is at the peer and has what the request claims.
     ///
     /// # Errors
-    /// `EPERM` when the job is not at the peer.
-    pub fn check_guest(&self, peer: &SessionPeer, request: &FsRequest) -> Result<(), Errno> {
-        match &request.caller {
-            Some(caller) if caller.from_home_guest => {
-                self.check(peer, caller.guest_pid, "the rights of a guest")
-            }
-            _ => Ok(()),
-        }
+    /// `EPERM` otherwise.
+    pub fn guest_ids(&self, peer: &SessionPeer, caller: &Caller) -> Result<Ids, Errno> {
+        let pid = caller.guest_pid;
+        self.check(peer, pid, "the rights of a guest")?;
+        let granted = self.deputies.of_request(pid, caller);
+        granted.ok_or_else(|| {
+            let (uid, gid) = (caller.uid, caller.gid);
+            let wanted = format!("to act as uid {uid}, gid {gid}");
+            self.refused(peer, &format!("process {pid} has other ids"), &wanted)
+        })
     }
 
     /// Whether the peer may have what belongs to a job.
@@ -65,14 +72,19 @@ impl Hosts {
         if peer.is_local || self.jobs.is_host(pid, peer.node) {
             return Ok(());
         }
+        Err(self.refused(peer, &format!("process {pid} is not there"), wanted))
+    }
+
+    /// The error for a peer that asks for what it has no right to; a line in the log.
+    pub fn refused(&self, peer: &SessionPeer, reason: &str, wanted: &str) -> Errno {
         if let Some(unlogged) = self.may_log() {
             tracing::warn!(
-                "refused node {}: process {pid} is not there, but it wants {wanted} \
+                "refused node {}: {reason}, but it wants {wanted} \
                  ({unlogged} more such requests since the last line)",
                 peer.node
             );
         }
-        Err(Errno(libc::EPERM))
+        Errno(libc::EPERM)
     }
 
     fn may_log(&self) -> Option<u64> {
@@ -93,40 +105,44 @@ mod tests {
 
     use super::*;
 
+    /// This process is a job that is at node 2.
     #[derive(Debug)]
-    struct SevenAtTwo;
+    struct ThisOneAtTwo;
 
-    impl JobHosts for SevenAtTwo {
+    fn own_pid() -> i32 {
+        i32::try_from(std::process::id()).unwrap()
+    }
+
+    impl JobHosts for ThisOneAtTwo {
         fn is_host(&self, pid: i32, node: NodeId) -> bool {
-            (pid, node) == (7, NodeId(2))
+            (pid, node) == (own_pid(), NodeId(2))
         }
     }
 
-    fn guest(node: u32, is_local: bool, guest_pid: i32) -> Result<(), Errno> {
-        let hosts = Hosts::new(Arc::new(SevenAtTwo));
+    fn guest(node: u32, guest_pid: i32, uid: u32) -> Result<Ids, Errno> {
+        let hosts = Hosts::new(Arc::new(ThisOneAtTwo));
         let peer = SessionPeer {
             node: NodeId(node),
-            is_local,
+            is_local: false,
         };
         let caller = Caller {
             from_home_guest: true,
             guest_pid,
+            uid,
+            gid: nix::unistd::getegid().as_raw(),
             ..Caller::default()
         };
-        let request = FsRequest {
-            caller: Some(caller),
-            op: None,
-        };
-        hosts.check_guest(&peer, &request)
+        hosts.guest_ids(&peer, &caller)
     }
 
     #[test]
-    fn only_where_a_job_is_it_is_a_guest() {
-        assert_eq!(guest(2, false, 7), Ok(()));
-        for (node, pid) in [(3, 7), (2, 8), (2, 0)] {
-            assert_eq!(guest(node, false, pid), Err(Errno(libc::EPERM)));
+    fn only_where_a_job_is_it_is_a_guest_and_only_with_its_own_ids() {
+        let own = nix::unistd::geteuid().as_raw();
+        assert_eq!(guest(2, own_pid(), own).map(|ids| ids.uid), Ok(own));
+        for (node, pid) in [(3, own_pid()), (2, 1), (2, 0)] {
+            assert_eq!(guest(node, pid, own), Err(Errno(libc::EPERM)));
         }
-        assert_eq!(guest(1, true, 8), Ok(()), "this node itself");
+        assert_eq!(guest(2, own_pid(), own + 4711), Err(Errno(libc::EPERM)));
     }
 
     #[test]

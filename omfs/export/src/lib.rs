@@ -12,7 +12,10 @@ mod attributes;
 mod caller;
 mod deputy;
 mod directories;
+pub mod exports;
 mod files;
+mod gate;
+mod guest_ids;
 mod io;
 pub mod jobs;
 mod leases;
@@ -23,10 +26,12 @@ mod mounts;
 mod names;
 mod nodes;
 mod opens;
+mod places;
 mod procfs;
 mod session;
 #[cfg(test)]
 mod tests;
+pub mod users;
 mod xattrs;
 
 use std::collections::HashSet;
@@ -35,12 +40,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use omfs_authz::export::Rules;
+
+use self::exports::Exports;
 use self::jobs::{Hosts, JobHosts, NoJobs};
 use self::leases::Leases;
 use self::limits::Limits;
 use self::locks::Released;
 use self::mounts::{Mount, Mounts};
+use self::places::Place;
 pub use self::session::ExportSession;
+use self::users::{SystemUsers, Users};
 pub use omfs_service::{Errno, FileService, FsAnswer, SessionPeer};
 use omfs_sys::file::{self, Freshness, Stat};
 
@@ -49,8 +59,10 @@ use omfs_sys::file::{self, Freshness, Stat};
 pub struct ExportConfig {
     /// The directory that peers see as `/mfs/<this node>`.
     pub root: PathBuf,
-    /// Whether uid and gid 0 of other nodes act as nobody here, as `root_squash` of exports(5).
-    pub squash_root: bool,
+    /// What of it other nodes see, and how.
+    pub exports: Arc<Exports>,
+    /// Who is in which group.
+    pub users: Arc<dyn Users>,
     /// `st_dev` of mounts that must not be entered; omfs mounts are recognised by themselves.
     pub refused_devices: HashSet<u64>,
     /// Where this node's jobs are; only there they have files and root's rights here.
@@ -58,12 +70,13 @@ pub struct ExportConfig {
 }
 
 impl ExportConfig {
-    /// Exports `root` to other nodes' users, but not to their root; no job of this node is away.
+    /// Exports `root` to all nodes with the default rules; no job of this node is away.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
-            squash_root: true,
+            exports: Arc::new(Exports::everything(Rules::default())),
+            users: Arc::new(SystemUsers::default()),
             refused_devices: HashSet::new(),
             jobs: Arc::new(NoJobs),
         }
@@ -79,7 +92,9 @@ pub struct Export {
     root: Arc<OwnedFd>,
     root_stat: Stat,
     root_mount: Arc<Mount>,
-    squash_root: bool,
+    root_place: Arc<Place>,
+    exports: Arc<Exports>,
+    users: Arc<dyn Users>,
     jobs: Hosts,
     mounts: Mounts,
     limits: Arc<Limits>,
@@ -101,6 +116,9 @@ impl Export {
         let path = answer::c_string(config.root.as_os_str().as_encoded_bytes())
             .map_err(|Errno(errno)| std::io::Error::from_raw_os_error(errno))?;
         let root = file::open_at(None, &path, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+        let absolute = std::path::absolute(&config.root)?;
+        let root_place = omfs_authz::export::components(absolute.as_os_str().as_encoded_bytes());
+        let root_place = Place::at(&root_place.map_err(std::io::Error::other)?);
         let root_stat = file::stat(root.as_fd(), Freshness::Known)?;
         let mounts = Mounts::new(config.refused_devices);
         let root_mount = mounts
@@ -110,7 +128,9 @@ impl Export {
             root: Arc::new(root),
             root_stat,
             root_mount,
-            squash_root: config.squash_root,
+            root_place,
+            exports: config.exports,
+            users: config.users,
             jobs: Hosts::new(config.jobs),
             mounts,
             limits: Arc::new(limits),
@@ -125,7 +145,13 @@ impl Export {
     /// Starts serving a peer. Dropping the session closes and unlocks all that the peer left.
     #[must_use]
     pub fn session(self: &Arc<Self>, peer: SessionPeer) -> Arc<ExportSession> {
-        let session = ExportSession::new(Arc::clone(self), peer);
+        self.session_of(peer, "")
+    }
+
+    /// As [`Self::session`], for a peer of this name, which entries of the table may name.
+    #[must_use]
+    pub fn session_of(self: &Arc<Self>, peer: SessionPeer, name: &str) -> Arc<ExportSession> {
+        let session = ExportSession::new(Arc::clone(self), peer, name.to_owned());
         self.sessions().push(Arc::downgrade(&session));
         session
     }

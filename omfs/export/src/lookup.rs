@@ -9,8 +9,11 @@ use proto::v1::{Entry, Forget, Lookup};
 
 use super::answer::{Answer, attr, component, done, reply};
 use super::caller::Who;
+use super::deputy::open_on_the_way;
+use super::gate::check_found;
 use super::mounts::Mount;
 use super::nodes::{Keep, NodeRef};
+use super::places::Place;
 use super::{Errno, ExportSession};
 use omfs_sys::file::{self, Freshness, Stat};
 
@@ -33,19 +36,71 @@ impl ExportSession {
 
     /// Answers with the entry of a name, with one more lookup count.
     pub(super) fn entry_of(&self, who: &Who, parent: &NodeRef, name: &CStr) -> Answer {
-        let fd = open_path(who, parent, name)?;
-        reply(Reply::Entry(self.enter(fd, &parent.mount, Keep::Cached)?))
+        if who.is_stranger() {
+            self.check_name(parent, name.to_bytes())?;
+        }
+        let on_the_way = || open_on_the_way(who.deputy()?, parent.fd.as_fd(), name);
+        let fd = match open_path(who, parent, name) {
+            Err(denied @ Errno(libc::EACCES)) => on_the_way().ok_or(denied)?,
+            opened => opened?,
+        };
+        let at = (&parent.mount, &parent.place);
+        reply(Reply::Entry(self.enter_named(
+            who,
+            fd,
+            at,
+            name,
+            Keep::Cached,
+        )?))
+    }
+
+    /// Makes a node of what a name in a directory is.
+    pub(super) fn enter_named(
+        &self,
+        who: &Who,
+        fd: OwnedFd,
+        (near, place): (&Arc<Mount>, &Arc<Place>),
+        name: &CStr,
+        keep: Keep,
+    ) -> Result<Entry, Errno> {
+        let (stat, mount) = self.inspect(&fd, near)?;
+        let kind = stat.mode & libc::S_IFMT;
+        if who.is_stranger() {
+            check_found(&mount, near, kind)?;
+        }
+        let place = match kind {
+            libc::S_IFDIR => place.below(name.to_bytes()),
+            _ => Arc::clone(place),
+        };
+        self.enter_inspected(fd, stat, (&mount, &place), keep)
     }
 
     /// Makes a node of an inode. `near` is the mount it most likely is on.
-    pub(super) fn enter(&self, fd: OwnedFd, near: &Arc<Mount>, keep: Keep) -> Result<Entry, Errno> {
+    pub(super) fn enter(
+        &self,
+        fd: OwnedFd,
+        (near, place): (&Arc<Mount>, &Arc<Place>),
+        keep: Keep,
+    ) -> Result<Entry, Errno> {
         let (stat, mount) = self.inspect(&fd, near)?;
+        self.enter_inspected(fd, stat, (&mount, place), keep)
+    }
+
+    fn enter_inspected(
+        &self,
+        fd: OwnedFd,
+        stat: Stat,
+        (mount, place): (&Arc<Mount>, &Arc<Place>),
+        keep: Keep,
+    ) -> Result<Entry, Errno> {
         let stat = if stat.mode & libc::S_IFMT == libc::S_IFREG && !mount.is_remote {
             self.settled(stat, fd.as_fd())?
         } else {
             stat
         };
-        let node = self.nodes.enter(&Arc::new(fd), &stat, &mount, keep)?;
+        let node = self
+            .nodes
+            .enter(&Arc::new(fd), &stat, (mount, place), keep)?;
         Ok(Entry {
             node,
             attr: Some(attr(&stat)),

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use omfs_authz::export::holds_user_data;
+
 use super::Errno;
 use omfs_sys::file::{self, Freshness, Stat};
 use omfs_sys::handle::FileHandle;
@@ -22,6 +24,8 @@ pub(super) struct Mount {
     pub is_procfs: bool,
     /// Reads must not be repeated to fill a buffer: a file is made up while it is read.
     pub is_synthetic: bool,
+    /// It is no view into this kernel, so other nodes may have it.
+    pub holds_user_data: bool,
 }
 
 /// All mounts in use by one export.
@@ -101,7 +105,16 @@ fn inspect(fd: BorrowedFd<'_>, stat: &Stat) -> Result<Mount, Errno> {
         is_remote,
         is_procfs: kind == "proc",
         is_synthetic,
+        holds_user_data: holds_user_data(kind, is_on_device(kind)),
     })
+}
+
+/// Whether file systems of a kind are on devices, as `/proc/filesystems` says.
+fn is_on_device(kind: &str) -> bool {
+    let known = omfs_sys::procfs::text("/proc/filesystems").unwrap_or_default();
+    known
+        .lines()
+        .any(|line| line.strip_prefix('\t') == Some(kind))
 }
 
 /// File system type and source of a mount, from the text of proc_pid_mountinfo(5).

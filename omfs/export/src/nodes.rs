@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Errno;
+use super::deputy::Grant;
 use super::limits::{Counted, Limits};
 use super::mounts::Mount;
+use super::places::Place;
 use omfs_sys::file::{self, Freshness, Stat};
 use omfs_sys::handle::FileHandle;
 
@@ -43,6 +45,8 @@ struct Node {
     kind: u32,
     lookups: u64,
     mount: Arc<Mount>,
+    /// Its own of a directory, its directory's of anything else; as it was found last.
+    place: Arc<Place>,
     handle: Option<FileHandle>,
     /// Held until the node is forgotten.
     pinned: Option<Counted<Arc<OwnedFd>>>,
@@ -51,6 +55,8 @@ struct Node {
     /// Finds a descriptor that somebody holds, an open file for example.
     last: Weak<OwnedFd>,
     used_recently: bool,
+    /// What a deputy that holds it open may do with it.
+    grant: Option<Grant>,
 }
 
 /// A node with a descriptor to act on.
@@ -62,6 +68,7 @@ pub(super) struct NodeRef {
     /// The type bits of `st_mode`.
     pub kind: u32,
     pub mount: Arc<Mount>,
+    pub place: Arc<Place>,
 }
 
 #[derive(Debug, Default)]
@@ -83,17 +90,24 @@ pub(super) struct Nodes {
 
 impl Nodes {
     /// A table that knows the root only.
-    pub fn new(limits: Arc<Limits>, root: Arc<OwnedFd>, stat: &Stat, mount: Arc<Mount>) -> Self {
+    pub fn new(
+        limits: Arc<Limits>,
+        (root, stat): (Arc<OwnedFd>, &Stat),
+        mount: Arc<Mount>,
+        place: Arc<Place>,
+    ) -> Self {
         let node = Node {
             key: Key::of(stat),
             kind: stat.mode & libc::S_IFMT,
             lookups: 1,
             mount,
+            place,
             handle: None,
             last: Arc::downgrade(&root),
             pinned: Some(Counted::free(root)),
             cached: None,
             used_recently: false,
+            grant: None,
         };
         let mut inner = Inner {
             newest: ROOT,
@@ -119,13 +133,14 @@ impl Nodes {
         let mut inner = self.lock();
         let node = inner.nodes.get_mut(&id).ok_or(Errno(libc::ESTALE))?;
         node.used_recently = true;
-        let (kind, mount) = (node.kind, Arc::clone(&node.mount));
+        let (kind, mount, place) = (node.kind, Arc::clone(&node.mount), Arc::clone(&node.place));
         if let Some(fd) = node.last.upgrade() {
             return Ok(NodeRef {
                 id,
                 fd,
                 kind,
                 mount,
+                place,
             });
         }
         let handle = node.handle.clone().ok_or(Errno(libc::ESTALE))?;
@@ -138,6 +153,7 @@ impl Nodes {
             fd,
             kind,
             mount,
+            place,
         })
     }
 
@@ -150,11 +166,11 @@ impl Nodes {
         &self,
         fd: &Arc<OwnedFd>,
         stat: &Stat,
-        mount: &Arc<Mount>,
+        (mount, place): (&Arc<Mount>, &Arc<Place>),
         keep: Keep,
     ) -> Result<u64, Errno> {
         let key = Key::of(stat);
-        if let Some(id) = self.enter_held(key) {
+        if let Some(id) = self.enter_held(key, place) {
             return Ok(id);
         }
         let handle = mount
@@ -163,7 +179,7 @@ impl Nodes {
             .and_then(|_| FileHandle::of(fd.as_fd()).ok());
         let mut inner = self.lock();
         if let Some(id) = inner.find(key, handle.as_ref()) {
-            inner.count_lookup(id, fd, handle);
+            inner.count_lookup(id, fd, handle, place);
             if keep == Keep::Cached {
                 inner.cache(&self.limits, id, fd);
             }
@@ -183,11 +199,13 @@ impl Nodes {
             kind: stat.mode & libc::S_IFMT,
             lookups: 1,
             mount: Arc::clone(mount),
+            place: Arc::clone(place),
             handle,
             pinned,
             cached: None,
             last: Arc::downgrade(fd),
             used_recently: false,
+            grant: None,
         };
         let id = inner.add(node);
         if !must_pin && keep == Keep::Cached {
@@ -198,7 +216,7 @@ impl Nodes {
 
     /// One more count for a node whose inode is held by a descriptor: then its number cannot have
     /// been taken over by another, and no handle is needed to tell.
-    fn enter_held(&self, key: Key) -> Option<u64> {
+    fn enter_held(&self, key: Key, place: &Arc<Place>) -> Option<u64> {
         let mut inner = self.lock();
         let id = *inner.by_key.get(&key)?;
         let node = inner.nodes.get_mut(&id)?;
@@ -207,6 +225,7 @@ impl Nodes {
         }
         node.lookups += 1;
         node.used_recently = true;
+        node.place = Arc::clone(place);
         Some(id)
     }
 
@@ -226,6 +245,18 @@ impl Nodes {
             entry.pinned = self.limits.count_pinned(Arc::clone(&node.fd)).ok();
             entry.last = Arc::downgrade(&node.fd);
         }
+    }
+
+    /// Notes what a deputy may do with a node that it holds open.
+    pub fn grant(&self, id: u64, grant: Grant) {
+        if let Some(node) = self.lock().nodes.get_mut(&id) {
+            node.grant = Some(grant);
+        }
+    }
+
+    /// What was noted so.
+    pub fn granted(&self, id: u64) -> Option<Grant> {
+        self.lock().nodes.get(&id)?.grant
     }
 
     /// Takes back `count` of the times a node was given out. The root is never forgotten.
@@ -299,12 +330,19 @@ impl Inner {
         None
     }
 
-    fn count_lookup(&mut self, id: u64, fd: &Arc<OwnedFd>, handle: Option<FileHandle>) {
+    fn count_lookup(
+        &mut self,
+        id: u64,
+        fd: &Arc<OwnedFd>,
+        handle: Option<FileHandle>,
+        place: &Arc<Place>,
+    ) {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
         node.lookups += 1;
         node.used_recently = true;
+        node.place = Arc::clone(place);
         // overlayfs renames its handles when it copies a directory up.
         if handle.is_some() && node.handle != handle {
             node.handle = handle;

@@ -11,6 +11,7 @@ use proto::v1::{Create, Entry, FhArg, Flush, NodeArg, Open, Opened, Release};
 use super::answer::{Answer, attr, component, done, reply};
 use super::caller::Who;
 use super::files::OpenFile;
+use super::gate::check_found;
 use super::lookup::open_path;
 use super::nodes::{Keep, NodeRef};
 use super::{Errno, ExportSession};
@@ -35,7 +36,10 @@ impl ExportSession {
     pub(super) fn open(&self, who: &Who, arg: &Open) -> Answer {
         let node = self.node(arg.node)?;
         check_flags(arg.flags)?;
-        let fd = open_node(who, &node, arg.flags)?;
+        let fd = match open_node(who, &node, arg.flags) {
+            Err(error) => self.open_as_holder(who, &node, arg.flags).ok_or(error)?,
+            Ok(fd) => fd,
+        };
         let fh = self.add_file(fd, &node, arg.flags)?;
         reply(Reply::Opened(Opened { fh }))
     }
@@ -43,12 +47,26 @@ impl ExportSession {
     pub(super) fn open_dir(&self, who: &Who, arg: &NodeArg) -> Answer {
         let node = self.node(arg.node)?;
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK;
-        let fd = {
+        let opened = {
             let _as_caller = who.assume()?;
-            file::reopen(node.fd.as_fd(), flags)?
+            file::reopen(node.fd.as_fd(), flags)
+        };
+        let fd = match opened {
+            Err(error) => self.open_as_holder(who, &node, flags).ok_or(error)?,
+            Ok(fd) => fd,
         };
         let fh = self.add_file(fd, &node, flags)?;
         reply(Reply::Opened(Opened { fh }))
+    }
+
+    /// Opens what a deputy has open as well, for its host; the deputy's ids need not suffice.
+    fn open_as_holder(&self, who: &Who, node: &NodeRef, flags: i32) -> Option<OwnedFd> {
+        let (pid, grant) = (who.deputy()?, self.nodes.granted(node.id)?);
+        let is_file = matches!(node.kind, libc::S_IFREG | libc::S_IFDIR);
+        if !is_file || !grant.covers(pid, flags) {
+            return None;
+        }
+        file::reopen(node.fd.as_fd(), (flags & !NOT_OURS) | libc::O_NONBLOCK).ok()
     }
 
     fn add_file(&self, fd: OwnedFd, node: &NodeRef, flags: i32) -> Result<u64, Errno> {
@@ -58,8 +76,10 @@ impl ExportSession {
             fd,
             _keeps_node: Arc::clone(&node.fd),
             is_regular: stat.mode & libc::S_IFMT == libc::S_IFREG,
+            is_directory: stat.mode & libc::S_IFMT == libc::S_IFDIR,
             is_writable: is_writable(flags),
             mount: Arc::clone(&node.mount),
+            place: Arc::clone(&node.place),
             inode: (stat.dev, stat.ino),
             dir_offset: Mutex::new(0),
             is_flocked: AtomicBool::new(false),
@@ -99,13 +119,15 @@ impl ExportSession {
         };
         let fd = Arc::new(fd);
         let path_fd = path_fd.unwrap_or_else(|| Arc::clone(&fd));
-        let node = self.nodes.enter(&path_fd, &stat, &mount, Keep::Nothing)?;
+        let at = (&mount, &parent.place);
+        let node = self.nodes.enter(&path_fd, &stat, at, Keep::Nothing)?;
         let kind = stat.mode & libc::S_IFMT;
         let node = NodeRef {
             id: node,
             fd: path_fd,
             kind,
             mount,
+            place: Arc::clone(&parent.place),
         };
         self.answer_created(fd, &node, &stat, arg.flags)
     }
@@ -124,11 +146,15 @@ impl ExportSession {
             fd: path_fd,
             kind,
             mount,
+            place: Arc::clone(&parent.place),
         };
+        if who.is_stranger() {
+            check_found(&node.mount, &parent.mount, kind)?;
+        }
         let fd = Arc::new(open_node(who, &node, flags)?);
         node.id = self
             .nodes
-            .enter(&node.fd, &stat, &node.mount, Keep::Nothing)?;
+            .enter(&node.fd, &stat, (&node.mount, &node.place), Keep::Nothing)?;
         let stat = file::stat(fd.as_fd(), Freshness::Fresh)?;
         self.answer_created(fd, &node, &stat, flags)
     }
@@ -142,8 +168,10 @@ impl ExportSession {
             fd: counted,
             _keeps_node: Arc::clone(&node.fd),
             is_regular: true,
+            is_directory: false,
             is_writable: is_writable(flags),
             mount: Arc::clone(&node.mount),
+            place: Arc::clone(&node.place),
             inode: (stat.dev, stat.ino),
             dir_offset: Mutex::new(0),
             is_flocked: AtomicBool::new(false),

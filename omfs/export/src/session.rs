@@ -26,6 +26,7 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 pub struct ExportSession {
     pub(super) export: Arc<Export>,
     pub(super) peer: SessionPeer,
+    pub(super) peer_name: String,
     pub(super) nodes: Nodes,
     pub(super) files: Files,
     pub(super) locks: Locks,
@@ -35,18 +36,19 @@ pub struct ExportSession {
 }
 
 impl ExportSession {
-    pub(super) fn new(export: Arc<Export>, peer: SessionPeer) -> Arc<Self> {
+    pub(super) fn new(export: Arc<Export>, peer: SessionPeer, peer_name: String) -> Arc<Self> {
         let nodes = Nodes::new(
             Arc::clone(&export.limits),
-            Arc::clone(&export.root),
-            &export.root_stat,
+            (Arc::clone(&export.root), &export.root_stat),
             Arc::clone(&export.root_mount),
+            Arc::clone(&export.root_place),
         );
         let files = Files::new(Arc::clone(&export.limits));
         let locks = Locks::new(Arc::clone(&export.limits), Arc::clone(&export.released));
         Arc::new(Self {
             export,
             peer,
+            peer_name,
             nodes,
             files,
             locks,
@@ -162,8 +164,8 @@ impl FileService for ExportSession {
         if let Some(answer) = self.call_as_anyone(op) {
             return answer;
         }
-        let who = Who::of(request, &self.peer, self.export.squash_root)?;
-        self.export.jobs.check_guest(&self.peer, request)?;
+        let caller = request.caller.as_ref().ok_or(Errno(libc::EINVAL))?;
+        let who = self.who(caller, op)?;
         self.call_as(&who, op, payload, cancel)
     }
 

@@ -15,6 +15,7 @@ use crate::config::{NoGuests, NoStatus, RemoteServices, RemoteSession};
 use crate::journal::Journal;
 use crate::namespace::ROOT;
 use omfs_dataplane::{Remotes, Server};
+use omfs_export::exports::Exports;
 use omfs_export::{Export, ExportConfig};
 use omfs_service::SessionPeer;
 use omfs_service::peers::{Liveness, Peer, PeerDirectory};
@@ -71,7 +72,7 @@ impl Owner {
         let dir = tempfile::tempdir().unwrap();
         let cluster = TestCluster::new("lab");
         let mut config = ExportConfig::new(dir.path());
-        config.squash_root = false;
+        config.exports = Arc::new(Exports::unsquashed());
         let export = Export::new(config).unwrap();
         let factory = move |node, _: &_| {
             let is_local = false;

@@ -1,9 +1,11 @@
 //! A peer that speaks to an export in the same process.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use omfs_authz::export::User;
 use proto::ids::NodeId;
 use proto::v1::fs_reply::Result as Reply;
 use proto::v1::fs_request::Op;
@@ -12,8 +14,10 @@ use proto::v1::{
     NameArg, NodeArg, Open, Read, ReadDir, Release, Rename, SetAttr, Write,
 };
 
+use crate::exports::Exports;
 use crate::jobs::JobHosts;
 use crate::limits::Limits;
+use crate::users::Users;
 use crate::{Errno, Export, ExportConfig, ExportSession, FileService, FsAnswer, SessionPeer};
 
 pub(super) const ROOT: u64 = 1;
@@ -28,6 +32,19 @@ impl JobHosts for EverythingAtTwo {
     }
 }
 
+/// Users are in the groups that a test last gave them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FakeUsers(Arc<Mutex<HashMap<u32, User>>>);
+
+impl Users for FakeUsers {
+    fn user(&self, uid: u32, _gid: u32) -> User {
+        let known = self.0.lock().expect("users");
+        let group_exists = false;
+        let unknown = User::Unknown { group_exists };
+        known.get(&uid).cloned().unwrap_or(unknown)
+    }
+}
+
 /// One user at a peer.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -35,6 +52,7 @@ pub(super) struct Client {
     pub export: Arc<Export>,
     pub session: Arc<ExportSession>,
     pub caller: Caller,
+    pub users: FakeUsers,
 }
 
 impl Client {
@@ -45,8 +63,10 @@ impl Client {
     }
 
     pub fn on(dir: Arc<tempfile::TempDir>, limits: Limits) -> Self {
+        let users = FakeUsers::default();
         let mut config = ExportConfig::new(dir.path());
-        config.squash_root = false;
+        config.exports = Arc::new(Exports::unsquashed());
+        config.users = Arc::new(users.clone());
         config.jobs = Arc::new(EverythingAtTwo);
         let export = Export::with_limits(config, limits).expect("export");
         let session = export.session(SessionPeer {
@@ -64,11 +84,17 @@ impl Client {
             export,
             session,
             caller,
+            users,
         }
     }
 
     /// Another user in the same session.
     pub fn user(&self, uid: u32, gid: u32, groups: &[u32]) -> Self {
+        let known = User::Known {
+            gid,
+            groups: groups.to_vec(),
+        };
+        self.users.0.lock().expect("users").insert(uid, known);
         let caller = Caller {
             uid,
             gid,
@@ -80,6 +106,7 @@ impl Client {
             export: Arc::clone(&self.export),
             session: Arc::clone(&self.session),
             caller,
+            users: self.users.clone(),
         }
     }
 
@@ -94,6 +121,7 @@ impl Client {
             export: Arc::clone(&self.export),
             session,
             caller: self.caller.clone(),
+            users: self.users.clone(),
         }
     }
 

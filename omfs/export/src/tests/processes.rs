@@ -20,10 +20,18 @@ fn deputy_file(client: &Client, what: What) -> Result<proto::v1::Entry, Errno> {
     }))
 }
 
+/// This process, as if it were away at node 2.
+fn guest() -> Client {
+    let mut client = Client::new();
+    client.caller.from_home_guest = true;
+    client.caller.guest_pid = std::process::id() as i32;
+    client
+}
+
 #[test]
 fn a_deputys_deleted_file_is_reached() {
     need_root();
-    let client = Client::new();
+    let client = guest();
     let mut native = tempfile::tempfile().expect("a file without a name");
     native.write_all(b"deleted").expect("write");
     let number = native.as_raw_fd() as u32;
@@ -51,7 +59,7 @@ fn a_deputys_deleted_file_is_reached() {
 #[test]
 fn only_the_host_of_a_job_gets_its_files() {
     need_root();
-    let client = Client::new();
+    let client = guest();
     assert!(deputy_file(&client, What::Root(true)).is_ok());
     let mut elsewhere = client.elsewhere();
     for claims_guest in [false, true] {
@@ -63,6 +71,8 @@ fn only_the_host_of_a_job_gets_its_files() {
         }
     }
     let mut guest = client.user(0, 0, &[]);
+    guest.caller.from_home_guest = false;
+    guest.caller.guest_pid = 1;
     guest.caller.foreign_guest = true;
     let answer = deputy_file(&guest, What::Root(true));
     assert_eq!(answer.err(), Some(Errno(libc::EPERM)), "a third node's");
@@ -80,7 +90,7 @@ fn only_the_host_of_a_job_gets_its_files() {
 #[test]
 fn a_deputys_other_files_are_reached() {
     need_root();
-    let client = Client::new();
+    let client = guest();
     let native = |path: &str| fs::metadata(path).expect("stat").ino();
     for (what, path) in [
         (What::Exe(true), "/proc/self/exe"),
@@ -99,12 +109,21 @@ fn a_deputys_other_files_are_reached() {
     );
 }
 
+/// All of this machine, as a process of this node sees it, and as one of another node does.
+fn everything() -> (Client, Client) {
+    let export = Export::new(ExportConfig::new("/")).expect("export");
+    let at = |node, is_local| {
+        let mut client = Client::new();
+        let node = proto::ids::NodeId(node);
+        client.session = export.session(SessionPeer { node, is_local });
+        client
+    };
+    (at(1, true), at(3, false))
+}
+
 #[test]
 fn mounts_are_entered_and_procfs_works() {
-    let root = ExportConfig::new("/");
-    let mut client = Client::new();
-    client.export = Export::new(root).expect("export");
-    let client = client.elsewhere();
+    let (client, _) = everything();
     let proc = client.walk("proc/self/status");
     assert_eq!(
         proc.err(),
@@ -126,6 +145,44 @@ fn mounts_are_entered_and_procfs_works() {
     assert!(client.list(dir, 4096, true).expect("list").len() > 20);
     let proc_dev = client.get_attr(dir).expect("attributes").dev;
     assert_eq!(proc_dev, fs::metadata("/proc").expect("stat").dev());
+}
+
+#[test]
+fn views_into_the_kernel_are_empty_directories_to_other_nodes() {
+    let (_, stranger) = everything();
+    for name in ["proc", "sys"] {
+        let entry = stranger.lookup(ROOT, name).expect("the directory itself");
+        let listed = stranger.list(entry.node, 4096, true).expect("list");
+        let names: Vec<_> = listed.iter().map(|item| item.name.as_slice()).collect();
+        assert!(names.iter().all(|name| [&b"."[..], b".."].contains(name)));
+        for inside in ["1", "self", "kernel"] {
+            let inside = stranger.lookup(entry.node, inside);
+            assert_eq!(inside.err(), Some(Errno(libc::ENOENT)));
+        }
+        let made = stranger.mkdir(entry.node, "x", 0o755);
+        assert_eq!(made.err(), Some(Errno(libc::EACCES)));
+    }
+    assert!(stranger.walk("etc/hostname").is_ok() || stranger.walk("etc/passwd").is_ok());
+}
+
+#[test]
+fn a_number_of_a_guest_is_of_no_use_to_others() {
+    need_root();
+    let export = Export::new(ExportConfig::new("/")).expect("export");
+    let mut own = Client::new();
+    own.session = export.session(SessionPeer {
+        node: proto::ids::NodeId(3),
+        is_local: true,
+    });
+    let status = own.walk(&format!("proc/{}/status", std::process::id()));
+    let node = status.expect("lookup").node;
+    assert!(own.open(node, libc::O_RDONLY).is_ok());
+    let mut stranger = own.user(1000, 1000, &[]);
+    stranger.caller.foreign_guest = true;
+    for flags in [libc::O_RDONLY, libc::O_RDWR] {
+        assert_eq!(stranger.open(node, flags), Err(Errno(libc::EACCES)));
+    }
+    assert_eq!(stranger.get_attr(node).err(), Some(Errno(libc::EACCES)));
 }
 
 #[test]

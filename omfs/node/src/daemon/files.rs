@@ -13,9 +13,11 @@ use omfs_client::{Guest, GuestHomes, RemoteServices, RemoteSession, mount, optio
 use omfs_cluster::directory::Directory;
 use omfs_config::Config;
 use omfs_dataplane::{Remotes, Server};
+use omfs_export::exports::Exports;
 use omfs_export::jobs::JobHosts;
 use omfs_export::{Export, ExportConfig};
 use omfs_pki::TlsIdentity;
+use omfs_service::peers::PeerDirectory;
 use omfs_service::{Errno, FileService, SessionPeer};
 use proto::ids::{NodeId, Pid};
 use proto::v1::Hello;
@@ -90,12 +92,15 @@ impl Files {
         }
         let factory = {
             let export = Arc::clone(&export);
+            let directory = Arc::clone(&context.directory);
             move |node: NodeId, _hello: &Hello| {
                 let peer = SessionPeer {
                     node,
                     is_local: false,
                 };
-                Ok(export.session(peer) as Arc<dyn FileService>)
+                let name = directory.by_id(node).map(|peer| peer.name);
+                let session = export.session_of(peer, &name.unwrap_or_default());
+                Ok(session as Arc<dyn FileService>)
             }
         };
         let identity = context.identity.clone();
@@ -176,7 +181,7 @@ fn open_export(context: &FilesContext) -> anyhow::Result<Arc<Export>> {
     let export = &context.config.export;
     let root = export.root.to_path_buf();
     let config = ExportConfig {
-        squash_root: export.root_squash,
+        exports: Arc::new(Exports::everything(export.rules())),
         jobs: Arc::new(Hosts(Arc::clone(&context.jobs))),
         ..ExportConfig::new(root)
     };

@@ -181,7 +181,6 @@ async fn send(
     memory: u64,
     reporter: &Reporter,
 ) -> Result<Done, MoveError> {
-    let _expected = shared.hosts.expect(wish.pid, peer.id);
     let request = prepare_request(shared, wish, subject, memory);
     let prepared = prepare(shared, peer, request);
     // The shim takes as long to start as the target to answer. If it is not needed, it ends by itself.
@@ -193,6 +192,8 @@ async fn send(
         }
         other => MoveError::Refused(format!("node {} does not take it: {other}", peer.name)),
     })?;
+    // From its consent on the target may ask for the job's files, to the end of this move.
+    let _expected = shared.hosts.expect(wish.pid, peer.id);
     let path = shared.registry.job_socket(wish.pid);
     tracing::debug!("{}: node {} takes it", path.display(), peer.name);
     let order = Order::Migrate {
