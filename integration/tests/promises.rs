@@ -1,6 +1,6 @@
 //! The documents name a test for each promise: it must exist.
 
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 17] = [
     (
         "link_tests",
         include_str!("../../omfs/dataplane/src/link_tests.rs"),
@@ -12,6 +12,15 @@ const FILES: [(&str, &str); 14] = [
     (
         "hostile_tests",
         include_str!("../../omfs/dataplane/src/hostile_tests.rs"),
+    ),
+    (
+        "preauth",
+        include_str!("../../omfs/dataplane/src/preauth.rs"),
+    ),
+    ("gates", include_str!("../../omfs/node/src/daemon/gates.rs")),
+    (
+        "port_guard",
+        include_str!("../../omfs/node/src/daemon/port_guard.rs"),
     ),
     ("frame", include_str!("../../proto/src/frame.rs")),
     ("tests", include_str!("../../omfs/pki/src/tests.rs")),

@@ -1,6 +1,7 @@
 //! Measurements as ratios: each figure of omfs against what the same link, disk or machine does
 //! without it, in one run, so that they hold on any machine.
 
+pub mod abuse;
 mod files;
 mod moves;
 pub mod probe;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::abuse::{attacks, honest};
 use crate::lab::Lab;
 use crate::lab::run::output;
 
@@ -58,6 +59,11 @@ pub fn run(arguments: &[String]) -> Result<()> {
         ["read", path, bytes] => print(read(Path::new(path), bytes.parse()?)?),
         ["write", path, bytes] => print(write(Path::new(path), bytes.parse()?)?),
         ["homecalls", calls] => report(home_calls(calls.parse()?)?),
+        ["honest", kind, target, seconds] => print(honest::run(kind, target, seconds.parse()?)?),
+        ["attack", attack, target, seconds] => {
+            print(attacks::run(attack, target, seconds.parse()?)?)
+        }
+        ["huge"] => attacks::huge(),
         ["heartbeat", bytes] => report(heartbeat(bytes.parse()?)?),
         _ => bail!("no such probe: {}", arguments.join(" ")),
     }

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod map;
 pub mod process;
 pub mod tty;
 pub mod xattr;

@@ -2,6 +2,7 @@
 //!
 //! A test that cannot run on this machine is shown as ignored, with the reason.
 
+mod abuse;
 mod balancing;
 mod cli;
 mod commands;
@@ -42,5 +43,6 @@ fn main() -> ExitCode {
     trials.extend(security::tests());
     trials.extend(exports::tests());
     trials.extend(faults::tests());
+    trials.extend(abuse::tests());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -1,7 +1,7 @@
 //! The membership in memory: who is in the cluster and whether it answers.
 
-use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock};
 
 use proto::ids::NodeId;
@@ -9,12 +9,66 @@ use tokio::sync::watch;
 
 use omfs_service::peers::{Liveness, Peer, PeerDirectory};
 
+/// The nodes, and by what else they are looked up: nothing is searched, and nothing copied but the
+/// answer.
+#[derive(Debug, Default)]
+struct Peers {
+    /// With the names that their certificates have.
+    by_id: BTreeMap<NodeId, Peer>,
+    /// Names without regard to case.
+    by_name: BTreeSet<(String, NodeId)>,
+    by_address: BTreeSet<(IpAddr, NodeId)>,
+}
+
+fn addresses(peer: &Peer) -> [(IpAddr, NodeId); 2] {
+    [peer.control, peer.data].map(|address| (address.ip().to_canonical(), peer.id))
+}
+
+impl Peers {
+    fn insert(&mut self, peer: Peer) -> Option<Peer> {
+        let before = self.remove(peer.id);
+        self.by_name
+            .insert((peer.name.to_ascii_lowercase(), peer.id));
+        self.by_address.extend(addresses(&peer));
+        self.by_id.insert(peer.id, peer);
+        before
+    }
+
+    fn remove(&mut self, id: NodeId) -> Option<Peer> {
+        let peer = self.by_id.remove(&id)?;
+        self.by_name.remove(&(peer.name.to_ascii_lowercase(), id));
+        for address in addresses(&peer) {
+            self.by_address.remove(&address);
+        }
+        Some(peer)
+    }
+
+    /// The first node that has a name, without regard to case.
+    fn named(&self, name: &str) -> Option<&Peer> {
+        let name = name.to_ascii_lowercase();
+        let mut from = self.by_name.range((name.clone(), NodeId(0))..);
+        let (_, id) = from.next().filter(|(found, _)| *found == name)?;
+        self.by_id.get(id)
+    }
+
+    /// A node as it is shown.
+    fn shown(&self, id: NodeId) -> Option<Peer> {
+        let peer = self.by_id.get(&id)?;
+        let first = self.named(&peer.name).map(|first| first.id);
+        Some(unique(peer, first == Some(id)))
+    }
+
+    fn have_address(&self, address: IpAddr, except: NodeId) -> bool {
+        let range = (address, NodeId(0))..=(address, NodeId(u32::MAX));
+        self.by_address.range(range).any(|(_, id)| *id != except)
+    }
+}
+
 /// Implements [`PeerDirectory`]; changed by the failure detector and by joins.
 #[derive(Debug)]
 pub struct Directory {
     myself: NodeId,
-    /// With the names that their certificates have.
-    peers: RwLock<BTreeMap<NodeId, Peer>>,
+    peers: RwLock<Peers>,
     changes: watch::Sender<u64>,
 }
 
@@ -23,14 +77,14 @@ impl Directory {
     #[must_use]
     pub fn new(myself: Peer, others: impl IntoIterator<Item = Peer>) -> Self {
         let id = myself.id;
-        let mut peers: BTreeMap<_, _> = others.into_iter().map(|peer| (peer.id, peer)).collect();
-        peers.insert(
-            id,
-            Peer {
-                liveness: Liveness::Myself,
-                ..myself
-            },
-        );
+        let mut peers = Peers::default();
+        for peer in others {
+            peers.insert(peer);
+        }
+        peers.insert(Peer {
+            liveness: Liveness::Myself,
+            ..myself
+        });
         Self {
             myself: id,
             peers: RwLock::new(peers),
@@ -44,7 +98,7 @@ impl Directory {
             return;
         }
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-        let before = peers.insert(peer.id, peer.clone());
+        let before = peers.insert(peer.clone());
         drop(peers);
         if before.as_ref() != Some(&peer) {
             self.changes.send_modify(|count| *count += 1);
@@ -54,7 +108,7 @@ impl Directory {
     /// Changes what is believed of a node, if it is known.
     pub fn set_liveness(&self, id: NodeId, liveness: Liveness) {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        let peer = peers.get(&id).cloned();
+        let peer = peers.by_id.get(&id).cloned();
         drop(peers);
         if let Some(peer) = peer {
             self.put(Peer { liveness, ..peer });
@@ -65,7 +119,7 @@ impl Directory {
     pub fn remove(&self, id: NodeId) {
         if id != self.myself {
             let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-            peers.remove(&id);
+            peers.remove(id);
             drop(peers);
             self.changes.send_modify(|count| *count += 1);
         }
@@ -98,7 +152,7 @@ impl PeerDirectory for Directory {
     fn peers(&self) -> Vec<Peer> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         let mut taken = HashSet::new();
-        let named = peers.values().map(|peer| {
+        let named = peers.by_id.values().map(|peer| {
             let is_first = taken.insert(peer.name.to_ascii_lowercase());
             unique(peer, is_first)
         });
@@ -107,10 +161,19 @@ impl PeerDirectory for Directory {
 
     fn by_id(&self, id: NodeId) -> Option<Peer> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        let peer = peers.get(&id)?;
-        let mut before = peers.range(..id);
-        let is_first = !before.any(|(_, other)| other.name.eq_ignore_ascii_case(&peer.name));
-        Some(unique(peer, is_first))
+        peers.shown(id)
+    }
+
+    fn by_name_or_id(&self, text: &str) -> Option<Peer> {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let named = peers.named(text).filter(|peer| peer.name == text);
+        let by_id = || peers.shown(text.parse::<NodeId>().ok()?);
+        named.cloned().or_else(by_id)
+    }
+
+    fn is_member_address(&self, address: IpAddr) -> bool {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.have_address(address.to_canonical(), self.myself)
     }
 }
 
@@ -168,5 +231,23 @@ mod tests {
         directory.set_liveness(NodeId(2), Liveness::Alive);
         directory.remove(NodeId(1));
         assert_eq!(directory.by_id(NodeId(2)).unwrap().name, "N1");
+    }
+
+    #[test]
+    fn nodes_are_found_by_name_and_address_as_these_change() {
+        let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 7780));
+        let named = |id, name, host| Directory::peer(NodeId(id), name, at(host), at(host));
+        let directory = Directory::new(named(1, "n1", 1), [named(2, "n2", 2), named(3, "n3", 2)]);
+        let has = |host| directory.is_member_address(at(host).ip());
+        let name_of = |text| directory.by_name_or_id(text).map(|peer| peer.id.0);
+        assert_eq!([1, 2, 3].map(has), [false, true, false]);
+        directory.put(named(2, "new", 3));
+        assert_eq!([1, 2, 3].map(has), [false, true, true]);
+        let found = ["n2", "new", "2", "n", "NEW"].map(name_of);
+        assert_eq!(found, [None, Some(2), Some(2), None, None]);
+        directory.remove(NodeId(3));
+        assert_eq!([1, 2, 3].map(has), [false, false, true]);
+        directory.put(named(4, "new", 4));
+        assert_eq!(name_of("new"), Some(2), "the lower id of two");
     }
 }

@@ -129,6 +129,8 @@ pub struct Balance {
     pub min_age_ms: Millis,
     /// Most guests that this node takes at the same time.
     pub guests_max: u32,
+    /// Most of them that come from one node.
+    pub guests_per_node_max: u32,
     /// CPU share of a guest beside the node's own processes; 100 is an equal one.
     pub guests_weight_percent: WeightPercent,
     /// Where the load is read from.
@@ -210,6 +212,7 @@ impl Default for Balance {
             interval_ms: Millis(500),
             min_age_ms: Millis(2000),
             guests_max: 64,
+            guests_per_node_max: 48,
             guests_weight_percent: WeightPercent(50),
             sensor: Sensor::Auto,
         }

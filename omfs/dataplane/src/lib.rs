@@ -1,6 +1,7 @@
 //! The data plane: framed TCP with TLS, pipelined requests, deadlines (docs/protocol-data.md).
 //!
 //! * [`link`] — makes connections: TCP, TLS handshake, certificates, Hello.
+//! * [`preauth`] — connections whose clients have not shown a certificate yet.
 //! * `handshake`, `record`, `reader`, `writer` — TLS on blocking sockets, each direction alone.
 //! * [`hello`] — what is said first.
 //! * [`client`] — file operations on other nodes.
@@ -12,6 +13,7 @@ pub mod client;
 mod handshake;
 pub mod hello;
 pub mod link;
+pub mod preauth;
 mod reader;
 mod record;
 pub mod server;

@@ -1,5 +1,6 @@
 //! Client and server together: answers, concurrency, withdrawal, death and return.
 
+use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +12,8 @@ use proto::v1::fs_reply::Result as Answer;
 use proto::v1::fs_request::Op;
 use proto::v1::{Fallocate, FsRequest, GetAttr, Lock, NodeArg, Read, Write};
 
-use super::FsSession;
 use super::testing::{FakeService, Pair, Proxy, byte_at, local, serve};
+use super::{FsSession, PURPOSE_FS, connect, hello};
 use omfs_service::peers::Liveness;
 use omfs_service::{Errno, FileService, FsAnswer};
 use omfs_testing::lateness::Lateness;
@@ -386,14 +387,46 @@ fn a_new_connection_of_a_peer_replaces_its_half_open_one() {
 }
 
 #[test]
-fn strangers_at_the_door_do_not_keep_nodes_out() {
+fn silent_strangers_do_not_keep_nodes_out_however_many_they_are() {
     let pair = Pair::new();
-    let strangers: Vec<_> = (0..super::server::UNAUTHENTICATED_MAX / 2)
+    let places = super::server::UNAUTHENTICATED;
+    let strangers: Vec<_> = (0..4 * (places.strangers + places.members))
         .map(|_| TcpStream::connect(pair.server.address()).unwrap())
         .collect();
     assert!(echoes(&pair.remotes.session(NodeId(1)).unwrap(), 3));
     drop(strangers);
     assert_eq!(pair.server.connections(), 1);
+}
+
+#[test]
+fn strangers_that_send_a_part_of_a_record_do_not_keep_nodes_out() {
+    let pair = Pair::new();
+    let strangers: Vec<_> = (0..super::server::UNAUTHENTICATED.per_source * 2)
+        .map(|_| {
+            let mut stranger = TcpStream::connect(pair.server.address()).unwrap();
+            io::Write::write_all(&mut stranger, &[22, 3, 1, 0, 200]).unwrap();
+            stranger
+        })
+        .collect();
+    assert!(echoes(&pair.remotes.session(NodeId(1)).unwrap(), 3));
+    drop(strangers);
+}
+
+#[test]
+fn one_node_cannot_take_all_connections() {
+    let pair = Pair::new();
+    let most = super::server::CONNECTIONS.per_key;
+    let link = |number: usize| {
+        let ours = hello(NodeId(2), PURPOSE_FS, &number.to_be_bytes(), 1);
+        let deadline = Duration::from_secs(20);
+        connect(pair.server.address(), &pair.two, NodeId(1), &ours, deadline).unwrap()
+    };
+    let links: Vec<_> = (0..most).map(link).collect();
+    until("all are served", || pair.server.connections() == most);
+    let (mut refused, _) = link(most);
+    assert!(refused.source.recv().is_err(), "one more is closed");
+    drop(links);
+    until("nodes get in", || pair.remotes.session(NodeId(1)).is_ok());
 }
 
 #[test]
@@ -408,22 +441,4 @@ fn shutting_down_ends_connections_and_threads_within_its_deadline() {
     assert_eq!(pair.server.connections(), 0);
     assert_eq!(call(&session, attr(1)).unwrap_err(), DOWN);
     assert!(TcpStream::connect(pair.server.address()).is_err());
-}
-
-#[test]
-fn a_full_door_opens_again() {
-    let pair = Pair::new();
-    let connect = |_| TcpStream::connect(pair.server.address()).unwrap();
-    let strangers: Vec<_> = (0..super::server::UNAUTHENTICATED_MAX + 1)
-        .map(connect)
-        .collect();
-    // One is hung up on, whichever came in last; that is also when all the others are inside.
-    for stranger in &strangers {
-        stranger.set_nonblocking(true).unwrap();
-    }
-    let hung_up = |stranger: &TcpStream| stranger.peek(&mut [0]).is_ok_and(|count| count == 0);
-    until("one is hung up on", || strangers.iter().any(hung_up));
-    assert_eq!(pair.remotes.session(NodeId(1)).unwrap_err(), DOWN);
-    drop(strangers);
-    until("nodes get in", || pair.remotes.session(NodeId(1)).is_ok());
 }

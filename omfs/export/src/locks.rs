@@ -22,8 +22,10 @@ use super::{Errno, ExportSession};
 use omfs_sys::file;
 use omfs_sys::lock::{self, Conflict, LockKind, Range};
 
-/// How often a waiter looks whether a native holder is gone, or the request was withdrawn.
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// Releases by peers wake the waiters of the same file. Whether a native holder is gone, or the
+/// request was withdrawn, is looked at in intervals that grow from the first to the second.
+const LOOK_FIRST: Duration = Duration::from_millis(5);
+const LOOK_MAX: Duration = Duration::from_millis(80);
 /// Each waiter keeps a thread.
 const WAITERS_PER_SESSION_MAX: usize = 256;
 
@@ -64,13 +66,13 @@ impl Locks {
     /// Drops an owner's record locks on an inode, as each close(2) of it does.
     pub fn drop_owner(&self, inode: Inode, owner: u64) {
         let dropped = self.lock().remove(&(inode, owner));
-        self.close(dropped);
+        self.close(inode, dropped);
     }
 
     /// Drops all record locks on an inode that the peer has closed.
     pub fn drop_inode(&self, inode: Inode) {
         let dropped: Vec<_> = self.lock().extract_if(|(of, _), _| *of == inode).collect();
-        self.close(dropped);
+        self.close(inode, dropped);
     }
 
     pub fn has_any(&self, inode: Inode) -> bool {
@@ -78,11 +80,11 @@ impl Locks {
     }
 
     /// Closing is what unlocks; only then waiters may look again.
-    fn close<T>(&self, dropped: impl IntoIterator<Item = T>) {
+    fn close<T>(&self, inode: Inode, dropped: impl IntoIterator<Item = T>) {
         let dropped: Vec<T> = dropped.into_iter().collect();
         if !dropped.is_empty() {
             drop(dropped);
-            self.released.announce();
+            self.released.announce(inode);
         }
     }
 
@@ -207,13 +209,13 @@ impl ExportSession {
             }
         };
         if arg.wait {
-            self.locks.wait_until(set, cancel)?
+            self.locks.wait_until(open.inode, set, cancel)?
         } else {
             set()?
         }
         if wanted.kind != LockKind::Exclusive {
             // Also a lock that was exclusive before may let others in.
-            self.locks.released.announce();
+            self.locks.released.announce(open.inode);
         }
         done()
     }
@@ -223,7 +225,7 @@ impl ExportSession {
         if open.is_flocked.load(Ordering::Acquire) {
             // Others may share the description (FUSE passthrough), so that closing is not enough.
             let _ = lock::set_flock(open.fd(), LockKind::Unlocked);
-            self.locks.released.announce();
+            self.locks.released.announce(open.inode);
         }
         if self.locks.has_any(open.inode) && !self.files.has_open(open.inode) {
             self.locks.drop_inode(open.inode);
@@ -235,12 +237,15 @@ impl Locks {
     /// Repeats `set` until it succeeds. Releases through any session wake it at once.
     fn wait_until(
         &self,
+        inode: Inode,
         set: impl Fn() -> Result<(), Errno>,
         cancel: &AtomicBool,
     ) -> Result<(), Errno> {
         let _place = Place::take(&self.waiters)?;
+        let waiter = self.released.waiter(inode);
+        let mut look = LOOK_FIRST;
         loop {
-            let seen = self.released.count();
+            let seen = waiter.event.count();
             match set() {
                 Err(Errno(libc::EAGAIN)) => {}
                 result => return result,
@@ -248,7 +253,8 @@ impl Locks {
             if cancel.load(Ordering::Acquire) {
                 return Err(Errno(libc::EINTR));
             }
-            self.released.wait(seen, POLL_INTERVAL);
+            waiter.event.wait(seen, look);
+            look = (look * 2).min(LOOK_MAX);
         }
     }
 }
@@ -281,28 +287,72 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Tells the waiters of all sessions that some lock is gone.
+/// Tells the waiters of all sessions that a lock on their file is gone.
 #[derive(Debug, Default)]
 pub(super) struct Released {
+    /// Only of files that somebody waits for.
+    events: Mutex<HashMap<Inode, Arc<Event>>>,
+}
+
+#[derive(Debug, Default)]
+struct Event {
     count: Mutex<u64>,
     changed: Condvar,
 }
 
+/// Somebody waits for a file's locks.
+#[derive(Debug)]
+struct Waiter<'a> {
+    released: &'a Released,
+    inode: Inode,
+    event: Arc<Event>,
+}
+
 impl Released {
-    fn count(&self) -> u64 {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    fn events(&self) -> MutexGuard<'_, HashMap<Inode, Arc<Event>>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn announce(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.changed.notify_all();
+    fn waiter(&self, inode: Inode) -> Waiter<'_> {
+        let event = Arc::clone(self.events().entry(inode).or_default());
+        Waiter {
+            released: self,
+            inode,
+            event,
+        }
+    }
+
+    pub fn announce(&self, inode: Inode) {
+        if let Some(event) = self.events().get(&inode) {
+            *event.lock() += 1;
+            event.changed.notify_all();
+        }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut events = self.released.events();
+        // The map's and this one's.
+        if Arc::strong_count(&self.event) <= 2 {
+            events.remove(&self.inode);
+        }
+    }
+}
+
+impl Event {
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) -> u64 {
+        *self.lock()
     }
 
     fn wait(&self, seen: u64, timeout: Duration) {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         let result = self
             .changed
-            .wait_timeout_while(count, timeout, |count| *count == seen);
+            .wait_timeout_while(self.lock(), timeout, |count| *count == seen);
         drop(result);
     }
 }
@@ -419,6 +469,28 @@ mod tests {
         );
         assert_eq!(to_range(3, 2), Err(Errno(libc::EINVAL)));
         assert_eq!(to_range(u64::MAX, u64::MAX), Err(Errno(libc::EINVAL)));
+    }
+
+    #[test]
+    fn only_waiters_of_the_same_file_are_woken_and_none_is_remembered() {
+        let released = Released::default();
+        let (one, other) = ((1, 1), (1, 2));
+        let (waiter, same, elsewhere) = (
+            released.waiter(one),
+            released.waiter(one),
+            released.waiter(other),
+        );
+        released.announce(one);
+        released.announce((1, 3));
+        let counts = [&waiter, &same, &elsewhere].map(|waiter| waiter.event.count());
+        assert_eq!(counts, [1, 1, 0]);
+        let begun = std::time::Instant::now();
+        waiter.event.wait(0, Duration::from_secs(60));
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        drop((waiter, elsewhere));
+        assert_eq!(released.events().len(), 1);
+        drop(same);
+        assert!(released.events().is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Who is in the cluster, as the filesystem and the data plane need to know it.
 
 use std::fmt::Debug;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use proto::ids::NodeId;
 
@@ -49,5 +49,11 @@ pub trait PeerDirectory: Send + Sync + Debug {
         self.peers()
             .into_iter()
             .find(|peer| peer.name == text || Some(peer.id) == id)
+    }
+    /// Whether it is an address of some other node.
+    fn is_member_address(&self, address: IpAddr) -> bool {
+        let myself = self.myself();
+        let mut others = self.peers().into_iter().filter(|peer| peer.id != myself);
+        others.any(|peer| [peer.control.ip(), peer.data.ip()].contains(&address))
     }
 }

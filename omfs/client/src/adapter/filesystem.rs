@@ -290,10 +290,10 @@ impl Filesystem for Adapter {
         // Pages of a mapping go where they belong, whatever the descriptor's flags.
         let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let append = flags.0 & libc::O_APPEND != 0 && !mapped;
-        let Some(_slot) = self.slot(self.core.is_remote(ino.0)) else {
+        let Some(_slot) = self.slot(who.uid, self.core.is_remote(ino.0)) else {
             // The data is in the session's buffer, which is used again when this returns.
             let data = data.to_vec();
-            return self.run_in_pool(move |core| {
+            return self.run_in_pool(who.uid, move |core| {
                 reply_write(
                     reply,
                     core.patiently(who, ino.0, || core.write(who, fh.0, offset, &data, append)),

@@ -10,9 +10,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fuser::{InitFlags, KernelConfig, SessionACL};
+use omfs_limits::permits::{Caps, Permit, Permits};
 
 use super::caller::Who;
 use super::config::FsConfig;
@@ -30,6 +30,8 @@ const BACKGROUND_MAX: u16 = 64;
 const STACK_DEPTH: u32 = 2;
 /// Threads that never wait for other nodes.
 const THREADS_RESERVED: usize = 2;
+/// Requests that are not counted by user share one user's part; no user has this number.
+const ANY_USER: u32 = u32::MAX;
 const THREADS_MIN: usize = 3;
 const THREADS_MAX: usize = 16;
 
@@ -94,6 +96,13 @@ fn threads(config: &FsConfig) -> usize {
     config.threads.clamp(THREADS_MIN, THREADS_MAX)
 }
 
+/// How many of them may be in calls to other nodes, and how many for one user.
+fn waiting(threads: usize) -> Caps {
+    let total = threads - THREADS_RESERVED;
+    let per_key = total.div_ceil(2);
+    Caps { per_key, total }
+}
+
 /// All threads share one queue: requests taken from a queue of a thread's own would fail with the
 /// daemon, instead of being given to the next one.
 fn options(threads: usize) -> fuser::Config {
@@ -115,23 +124,13 @@ struct Adapter {
     core: Arc<Core>,
     modes: Arc<Modes>,
     pool: Pool,
-    /// How many of the session's threads are in calls to other nodes.
-    waiting: Arc<AtomicUsize>,
-    waiting_max: usize,
+    /// The session's threads that are in calls to other nodes.
+    waiting: Permits<u32>,
     passthrough: bool,
 }
 
-/// Permission to handle a request on the session's own thread.
-#[derive(Debug)]
-struct Slot<'a>(Option<&'a AtomicUsize>);
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        if let Some(waiting) = self.0 {
-            waiting.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-}
+/// Permission to handle a request on the session's own thread; local ones need none.
+type Slot = Option<Permit<u32>>;
 
 /// A defect in one operation costs its caller an EIO (the reply says so when it is dropped), and
 /// not everybody the thread and in the end the mount. The hook has told of it already.
@@ -143,9 +142,8 @@ impl Adapter {
     fn new(fuse: &OwnedFd, config: FsConfig, journal: Journal) -> io::Result<Self> {
         Ok(Self {
             modes: Arc::new(Modes::new(fuse.try_clone()?)),
-            pool: Pool::default(),
-            waiting: Arc::new(AtomicUsize::new(0)),
-            waiting_max: threads(&config) - THREADS_RESERVED,
+            pool: Pool::for_users(),
+            waiting: Permits::new(waiting(threads(&config))),
             passthrough: config.passthrough,
             core: Arc::new(Core::new(config, journal)),
         })
@@ -163,33 +161,29 @@ impl Adapter {
     }
 
     /// Local requests are handled where they arrive; those that wait for other nodes as well, to
-    /// save a thread switch, as long as enough threads remain for local ones.
-    fn slot(&self, may_wait: bool) -> Option<Slot<'_>> {
-        if !may_wait {
-            return Some(Slot(None));
+    /// save a thread switch, as long as enough threads remain for local ones and for other users.
+    fn slot(&self, uid: u32, may_wait: bool) -> Option<Slot> {
+        match may_wait {
+            true => self.waiting.take(uid).ok().map(Some),
+            false => Some(None),
         }
-        if self.waiting.fetch_add(1, Ordering::AcqRel) < self.waiting_max {
-            return Some(Slot(Some(&self.waiting)));
-        }
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
-        None
     }
 
-    fn run_where(&self, may_wait: bool, job: impl FnOnce(&Core) + Send + 'static) {
-        match self.slot(may_wait) {
+    fn run_where(&self, uid: u32, may_wait: bool, job: impl FnOnce(&Core) + Send + 'static) {
+        match self.slot(uid, may_wait) {
             Some(_slot) => contain(|| job(&self.core)),
-            None => self.run_in_pool(job),
+            None => self.run_in_pool(uid, job),
         }
     }
 
-    fn run_in_pool(&self, job: impl FnOnce(&Core) + Send + 'static) {
+    fn run_in_pool(&self, uid: u32, job: impl FnOnce(&Core) + Send + 'static) {
         let core = self.core.clone();
-        self.pool.run(move || contain(|| job(&core)));
+        self.pool.run_for(uid, move || contain(|| job(&core)));
     }
 
     /// Handles a request on a file.
     fn run(&self, id: u64, job: impl FnOnce(&Core) + Send + 'static) {
-        self.run_where(self.core.is_remote(id), job);
+        self.run_where(ANY_USER, self.core.is_remote(id), job);
     }
 
     /// Does something with a file for a caller, as patiently as the caller is owed, and replies.
@@ -200,13 +194,13 @@ impl Adapter {
         act: impl Fn(&Core) -> Outcome<T> + Send + 'static,
         reply: impl FnOnce(&Core, Outcome<T>) + Send + 'static,
     ) {
-        self.run(id, move |core| {
+        self.run_where(who.uid, self.core.is_remote(id), move |core| {
             reply(core, core.patiently(who, id, || act(core)));
         });
     }
 
     /// Handles a request that may keep a disk busy for long.
     fn run_long(&self, job: impl FnOnce(&Core) + Send + 'static) {
-        self.run_where(true, job);
+        self.run_where(ANY_USER, true, job);
     }
 }

@@ -137,7 +137,7 @@ impl Core {
 
     pub fn releasedir(&self, who: Who, fh: u64) -> Outcome<()> {
         let open = self.opens.remove(fh);
-        self.journal.closed(fh);
+        self.note_closed(fh);
         let Some(Open::Dir(dir)) = open else {
             return Ok(());
         };

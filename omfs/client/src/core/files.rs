@@ -295,7 +295,7 @@ impl Core {
             let _ = self.settled(fh, open);
         }
         let open = self.opens.remove(fh);
-        self.journal.closed(fh);
+        self.note_closed(fh);
         let Some(Open::File(open)) = open else {
             return Ok(());
         };

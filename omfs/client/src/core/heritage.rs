@@ -11,7 +11,7 @@ use super::behind::WriteBehind;
 use super::opens::{Open, OpenDir, OpenFile};
 use super::{Core, Route, errno};
 use crate::inodes::InodeTable;
-use crate::journal::Left;
+use crate::journal::{Left, RewriteDue};
 use crate::known::GONE_EPOCH;
 use crate::namespace::Synthetic;
 use crate::spool::Spool;
@@ -44,7 +44,7 @@ impl Core {
         for open in left.opens {
             match self.inherited(&open) {
                 Some(open_again) => self.opens.inherit(open.fh, open_again),
-                None => self.journal.closed(open.fh),
+                None => self.tend_journal(self.journal.closed(open.fh)),
             }
         }
     }
@@ -143,12 +143,24 @@ impl Core {
             Some(Open::Text(_)) => {}
             None => return,
         }
-        self.journal.opened(note);
+        self.tend_journal(self.journal.opened(note));
     }
 
     /// Leaves word that a lock was taken through an open file.
     pub(super) fn note_locked(&self, fh: u64) {
-        self.journal.change(fh, |open| open.locked = true);
+        self.tend_journal(self.journal.change(fh, |open| open.locked = true));
+    }
+
+    /// Leaves word that something was closed.
+    pub(super) fn note_closed(&self, fh: u64) {
+        self.tend_journal(self.journal.closed(fh));
+    }
+
+    /// Writes the journal anew if that is due. The table of files must not be locked.
+    fn tend_journal(&self, due: RewriteDue) {
+        if due.0 {
+            self.journal.rewrite_if_due(self.inodes().all());
+        }
     }
 
     /// Leaves word of where a file is. The table is locked so that the order of words is that of
@@ -158,9 +170,9 @@ impl Core {
             return;
         }
         if let Some(file) = inodes.describe(id)
-            && self.journal.known(file)
+            && self.journal.known(file).0
         {
-            self.journal.rewrite(inodes.all());
+            self.journal.rewrite_if_due(inodes.all());
         }
     }
 }

@@ -319,8 +319,8 @@ impl Core {
         let told = {
             let mut inodes = self.inodes();
             let told = inodes.forget(id, count);
-            if told.is_some() {
-                self.journal.forgotten(id);
+            if told.is_some() && self.journal.forgotten(id).0 {
+                self.journal.rewrite_if_due(inodes.all());
             }
             told
         };

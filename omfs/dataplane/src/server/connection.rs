@@ -8,12 +8,13 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
+use omfs_limits::permits::{Caps, Permits};
 use prost::Message;
 use proto::frame::{Frame, FrameKind};
 use proto::ids::{NodeId, RequestId};
@@ -25,13 +26,16 @@ use super::super::client::{LOCK_WAITS_MAX, may_block};
 use super::super::link::TlsLink;
 use super::super::reader::TlsSource;
 use super::super::writer::TlsSink;
-use super::Counted;
 use super::turns::{Passed, Turns};
 use omfs_service::lease::LeasePeer;
 use omfs_service::{Errno, FileService, FsAnswer};
 
-/// Threads of all connections together, waits for locks included.
-const WORKERS_MAX: usize = 4096;
+/// Threads for one node's requests and for all together, waits for locks included. Beyond, requests
+/// are not read.
+pub(super) const WORKERS: Caps = Caps {
+    per_key: 1024,
+    total: 4096,
+};
 /// A spare thread ends after so long without work.
 const SPARE_FOR: Duration = Duration::from_secs(10);
 /// A request that waited and took longer than this makes the following ones be read by another
@@ -48,7 +52,7 @@ pub(super) struct Connection {
     token: Vec<u8>,
     sink: Arc<TlsSink>,
     service: Arc<dyn FileService>,
-    workers: Arc<AtomicUsize>,
+    workers: Permits<NodeId>,
     began: Instant,
     /// When something was last sent, in ms since `began`.
     last_sent_ms: AtomicU64,
@@ -86,7 +90,7 @@ impl Connection {
     pub(super) fn new(
         link: TlsLink,
         service: Arc<dyn FileService>,
-        workers: Arc<AtomicUsize>,
+        workers: Permits<NodeId>,
     ) -> Self {
         Self {
             peer: link.peer,
@@ -311,12 +315,10 @@ impl Connection {
     }
 
     fn start_thread(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let workers = Arc::clone(&self.workers);
-        if workers.load(Ordering::Acquire) >= WORKERS_MAX {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
+        let counted = self.workers.take(self.peer);
+        let counted = counted.map_err(|_| io::Error::from(io::ErrorKind::QuotaExceeded))?;
         let counted = move || {
-            let _counted = Counted::new(&workers, usize::MAX);
+            let _counted = counted;
             body();
         };
         thread::Builder::new()

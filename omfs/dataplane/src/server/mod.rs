@@ -9,7 +9,7 @@ mod turns;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,15 +21,26 @@ use proto::v1::Hello;
 
 use super::hello::{PURPOSE_FS, hello};
 use super::link::{TlsLink, accept_tls};
-use connection::Connection;
+use super::preauth::{Candidate, IsMember, Places, Preauth};
+use connection::{Connection, WORKERS};
+use omfs_limits::permits::{Caps, Permit, Permits};
+use omfs_limits::repeats::Repeats;
 use omfs_pki::TlsIdentity;
 use omfs_pki::identity::HANDSHAKE_DEADLINE;
 use omfs_service::FileService;
 
-/// Connections whose peer has not shown a certificate yet; more are closed at once.
-pub const UNAUTHENTICATED_MAX: usize = 64;
-/// Authenticated connections; more are closed at once.
-pub const CONNECTIONS_MAX: usize = 1024;
+/// Connections whose peers have not shown a certificate yet.
+pub const UNAUTHENTICATED: Places = Places {
+    per_source: 16,
+    strangers: 64,
+    members: 256,
+    silent_max: HANDSHAKE_DEADLINE,
+};
+/// Authenticated connections; more are closed at once. A node needs one per mount.
+pub const CONNECTIONS: Caps = Caps {
+    per_key: 64,
+    total: 1024,
+};
 /// A peer that waits for a reply hears something at least this often.
 const HEARTBEAT: Duration = Duration::from_millis(300);
 /// How often busy connections are looked after.
@@ -62,8 +73,9 @@ struct Shared {
     ours: Hello,
     factory: Box<ServiceFactory>,
     stopping: AtomicBool,
-    unauthenticated: AtomicUsize,
-    workers: Arc<AtomicUsize>,
+    peers: Permits<NodeId>,
+    repeats: Mutex<Repeats<io::ErrorKind>>,
+    workers: Permits<NodeId>,
     next_connection: AtomicUsize,
     connections: Mutex<HashMap<usize, Arc<Connection>>>,
     changed: Condvar,
@@ -81,8 +93,22 @@ impl Server {
         boot_epoch: u64,
         factory: Box<ServiceFactory>,
     ) -> io::Result<Self> {
+        Self::start_for(listener, identity, boot_epoch, factory, Box::new(|_| false))
+    }
+
+    /// As [`start`](Self::start), with room reserved for members' addresses.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_for(
+        listener: TcpListener,
+        identity: TlsIdentity,
+        boot_epoch: u64,
+        factory: Box<ServiceFactory>,
+        is_member: Box<IsMember>,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        listener.set_nonblocking(false)?;
+        listener.set_nonblocking(true)?;
         let ours = hello(identity.node(), PURPOSE_FS, &[], boot_epoch);
         let shared = Arc::new(Shared {
             listener,
@@ -90,13 +116,17 @@ impl Server {
             ours,
             factory,
             stopping: AtomicBool::new(false),
-            unauthenticated: AtomicUsize::new(0),
-            workers: Arc::default(),
+            peers: Permits::new(CONNECTIONS),
+            repeats: Mutex::default(),
+            workers: Permits::new(WORKERS),
             next_connection: AtomicUsize::new(0),
             connections: Mutex::default(),
             changed: Condvar::new(),
         });
-        spawn("omfs-data-accept", &shared, accept_loop)?;
+        let preauth = Preauth::new(&UNAUTHENTICATED, is_member);
+        spawn("omfs-data-accept", &shared, |shared| {
+            accept_loop(shared, preauth)
+        })?;
         spawn("omfs-data-beat", &shared, heartbeat_loop)?;
         Ok(Self { shared, address })
     }
@@ -144,7 +174,11 @@ impl Drop for Server {
     }
 }
 
-fn spawn(name: &str, shared: &Arc<Shared>, run: fn(&Arc<Shared>)) -> io::Result<()> {
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    run: impl FnOnce(&Arc<Shared>) + Send + 'static,
+) -> io::Result<()> {
     let shared = Arc::clone(shared);
     thread::Builder::new()
         .name(name.to_owned())
@@ -152,30 +186,22 @@ fn spawn(name: &str, shared: &Arc<Shared>, run: fn(&Arc<Shared>)) -> io::Result<
         .map(drop)
 }
 
-/// Counts something as long as it lives.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize, max: usize) -> Option<Self> {
-        let counted = Self(count);
-        (count.fetch_add(1, Ordering::AcqRel) < max).then_some(counted)
-    }
+/// A connection that is served.
+struct Admitted {
+    key: usize,
+    connection: Arc<Connection>,
+    _counted: Permit<NodeId>,
 }
 
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-fn accept_loop(shared: &Arc<Shared>) {
+fn accept_loop(shared: &Arc<Shared>, mut preauth: Preauth) {
     while !shared.stopping.load(Ordering::Acquire) {
-        match shared.listener.accept() {
-            Ok((stream, from)) => shared.welcome(stream, from),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        match preauth.wait(&shared.listener, None, None) {
+            Ok(candidates) => candidates.into_iter().for_each(|one| shared.welcome(one)),
             Err(error) => {
                 if !shared.stopping.load(Ordering::Acquire) {
-                    tracing::warn!(%error, "accepting on the data port");
+                    shared.tell(&error, |count| {
+                        tracing::warn!(%error, count, "accepting on the data port");
+                    });
                     thread::sleep(ACCEPT_PAUSE);
                 }
             }
@@ -204,45 +230,54 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a new connection a thread, unless too many strangers are at the door already.
-    fn welcome(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
-        if self.unauthenticated.load(Ordering::Acquire) >= UNAUTHENTICATED_MAX {
-            tracing::warn!(%from, "too many unauthenticated connections: closed");
-            return;
-        }
-        let shared = Arc::clone(self);
-        let serve = move || {
-            let link = {
-                let counted = Counted::new(&shared.unauthenticated, UNAUTHENTICATED_MAX);
-                if counted.is_none() {
-                    return;
-                }
-                accept_tls(stream, &shared.identity, &shared.ours, HANDSHAKE_DEADLINE)
-            };
-            match link.and_then(|link| shared.admit(link)) {
-                Ok((key, connection)) => shared.serve(key, &connection),
-                Err(error) => tracing::info!(%from, %error, "data connection refused"),
-            }
-        };
-        if let Err(error) = thread::Builder::new().name("omfs-data".into()).spawn(serve) {
-            tracing::warn!(%error, "no thread for a data connection");
+    /// Writes a line about an error of this kind, unless there was one within the last minute.
+    fn tell(&self, error: &io::Error, line: impl FnOnce(u64)) {
+        let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = repeats.note(&error.kind(), Instant::now()) {
+            line(count);
         }
     }
 
-    fn admit(&self, link: TlsLink) -> io::Result<(usize, Arc<Connection>)> {
+    /// Gives a connection whose client has begun a handshake a thread.
+    fn welcome(self: &Arc<Self>, candidate: Candidate) {
+        let shared = Arc::clone(self);
+        let from = candidate.from;
+        let serve = move || {
+            let (stream, counted) = candidate.split();
+            let link = accept_tls(stream, &shared.identity, &shared.ours, HANDSHAKE_DEADLINE);
+            drop(counted);
+            match link.and_then(|link| shared.admit(link)) {
+                Ok(admitted) => shared.serve(&admitted),
+                Err(error) => shared.tell(&error, |count| {
+                    tracing::info!(%from, %error, count, "data connection refused");
+                }),
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("omfs-data".into()).spawn(serve) {
+            self.tell(&error, |count| {
+                tracing::warn!(%error, count, "no thread for a data connection");
+            });
+        }
+    }
+
+    fn admit(&self, link: TlsLink) -> io::Result<Admitted> {
         if link.hello.purpose != PURPOSE_FS {
             let reason = format!("purpose {:?} is not served here", link.hello.purpose);
             return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
         }
+        let counted = self.peers.take(link.peer).map_err(|_| {
+            let reason = format!("node {} has too many connections", link.peer);
+            io::Error::new(io::ErrorKind::QuotaExceeded, reason)
+        })?;
         let service = (self.factory)(link.peer, &link.hello)?;
-        let workers = Arc::clone(&self.workers);
+        let workers = self.workers.clone();
         let connection = Arc::new(Connection::new(link, Arc::clone(&service), workers));
         let weak = Arc::downgrade(&connection);
         service.serve_leases(weak);
         let key = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let mut connections = self.lock();
-        if self.stopping.load(Ordering::Acquire) || connections.len() >= CONNECTIONS_MAX {
-            return Err(io::Error::other("stopping, or too many connections"));
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(io::Error::other("stopping"));
         }
         // A peer connects anew only when it has given the old connection up, which may be half
         // open and hold locks: it ends now, not when TCP notices.
@@ -251,15 +286,24 @@ impl Shared {
             .filter(|old| old.is_replaced_by(&connection));
         replaced.for_each(|old| old.close());
         connections.insert(key, Arc::clone(&connection));
-        Ok((key, connection))
+        Ok(Admitted {
+            key,
+            connection,
+            _counted: counted,
+        })
     }
 
     /// Runs on the connection's first thread, until it has ended with all its requests.
-    fn serve(&self, key: usize, connection: &Arc<Connection>) {
+    fn serve(
+        &self,
+        Admitted {
+            key, connection, ..
+        }: &Admitted,
+    ) {
         connection.run();
         connection.close();
         connection.wait_for_requests();
-        self.lock().remove(&key);
+        self.lock().remove(key);
         self.changed.notify_all();
     }
 }

@@ -1,4 +1,7 @@
-//! What nodes ask each other.
+//! What nodes ask each other. Everything but the failure detector's own packets is carried out by the
+//! work's threads.
+
+use std::sync::Arc;
 
 use omfs_cluster::control::ControlError;
 use omfs_pki::Certified;
@@ -7,7 +10,9 @@ use proto::v1;
 use proto::v1::cluster_server::Cluster;
 use tonic::{Request, Response, Status};
 
+use super::gates::peer_chain;
 use super::server::Services;
+use super::work_runtime::on;
 
 /// Implements `omfs.v1.Cluster`.
 #[derive(Debug)]
@@ -27,7 +32,7 @@ impl ClusterService {
     }
 
     fn certified<T>(&self, request: &Request<T>) -> Result<Certified, Status> {
-        let chain = request.peer_certs();
+        let chain = peer_chain(request.extensions());
         let chain = chain.as_ref().map(|chain| chain.as_slice());
         let peer = self.services.identity.peer(chain);
         peer.map_err(|error| Status::unauthenticated(error.to_string()))
@@ -52,8 +57,12 @@ impl Cluster for ClusterService {
         request: Request<v1::LoadWindow>,
     ) -> Result<Response<v1::LoadWindow>, Status> {
         let from = self.peer(&request)?;
-        let answer = self.services.jobs.gossip(from, request.into_inner());
-        Ok(Response::new(answer))
+        let (jobs, window) = (Arc::clone(&self.services.jobs), request.into_inner());
+        let answer = on(
+            &self.services.work,
+            async move { jobs.gossip(from, window) },
+        );
+        Ok(Response::new(answer.await?))
     }
 
     async fn prepare_guest(
@@ -69,8 +78,9 @@ impl Cluster for ClusterService {
             ));
             return Err(error.into());
         }
-        let answer = self.services.jobs.prepare_guest(from, request).await?;
-        Ok(Response::new(answer))
+        let jobs = Arc::clone(&self.services.jobs);
+        let prepared = async move { jobs.prepare_guest(from, request).await };
+        Ok(Response::new(on(&self.services.work, prepared).await??))
     }
 
     async fn processes(
@@ -78,7 +88,9 @@ impl Cluster for ClusterService {
         request: Request<v1::ProcessesRequest>,
     ) -> Result<Response<v1::ProcessesReply>, Status> {
         self.peer(&request)?;
-        let processes = self.services.jobs.processes(None, false).await;
+        let jobs = Arc::clone(&self.services.jobs);
+        let listed = async move { jobs.processes(None, false).await };
+        let processes = on(&self.services.work, listed).await?;
         Ok(Response::new(v1::ProcessesReply { processes }))
     }
 
@@ -87,10 +99,9 @@ impl Cluster for ClusterService {
         request: Request<v1::RequestMoveRequest>,
     ) -> Result<Response<v1::RequestMoveReply>, Status> {
         let from = self.peer(&request)?;
-        self.services
-            .jobs
-            .request_move(from, request.into_inner())
-            .await?;
+        let (jobs, request) = (Arc::clone(&self.services.jobs), request.into_inner());
+        let moved = async move { jobs.request_move(from, request).await };
+        on(&self.services.work, moved).await??;
         Ok(Response::new(v1::RequestMoveReply {}))
     }
 
@@ -99,7 +110,9 @@ impl Cluster for ClusterService {
         request: Request<v1::LockGuestRequest>,
     ) -> Result<Response<v1::Empty>, Status> {
         let from = self.peer(&request)?;
-        self.services.jobs.lock_guest(from, request.into_inner());
+        let (jobs, request) = (Arc::clone(&self.services.jobs), request.into_inner());
+        let told = async move { jobs.lock_guest(from, request) };
+        on(&self.services.work, told).await?;
         Ok(Response::new(v1::Empty {}))
     }
 }

@@ -104,11 +104,13 @@ impl Files {
             }
         };
         let identity = context.identity.clone();
-        let data = Server::start(
+        let members = Arc::clone(&context.directory);
+        let data = Server::start_for(
             port.listener,
             identity,
             context.boot_epoch,
             Box::new(factory),
+            Box::new(move |address| members.is_member_address(address)),
         )
         .context("cannot start the data plane")?;
         let mounter = Arc::new(Mounter::new(context, export));

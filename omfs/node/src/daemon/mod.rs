@@ -4,18 +4,22 @@ mod admin_service;
 mod cluster_service;
 mod error;
 mod files;
+mod gates;
 mod join_service;
 mod limits;
 mod members;
 mod mounts;
 mod patience;
+mod port_guard;
 mod predecessor;
 mod recorder;
+mod request_limits;
 mod server;
 mod status_files;
 #[cfg(test)]
 mod tests;
 mod wiring;
+mod work_runtime;
 
 use std::os::fd::RawFd;
 use std::path::Path;

@@ -235,3 +235,90 @@ fn garbage_on_the_control_port_does_no_harm() {
     }
     assert!(first.join(dir.path(), "b", &first.token(HOUR)).is_ok());
 }
+
+/// Whether a server has closed a connection on which nothing was sent.
+fn is_closed(stream: &std::net::TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    stream.peek(&mut [0]).is_ok_and(|count| count == 0)
+}
+
+#[test]
+fn strangers_at_the_control_port_are_bounded_and_keep_no_node_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = TestNode::init(dir.path(), "a", "lab");
+    let second = first.join(dir.path(), "b", &first.token(HOUR)).unwrap();
+    let connect = |_| std::net::TcpStream::connect(first.control()).unwrap();
+    let strangers: Vec<_> = (0..500).map(connect).collect();
+    let second = second.start();
+    until("meeting", SOON, || {
+        first.sees(2, Liveness::Alive) && second.sees(1, Liveness::Alive)
+    });
+    let most = super::gates::CONTROL_CONNECTIONS.per_key;
+    let open = || strangers.iter().filter(|one| !is_closed(one)).count();
+    until("most are closed", SOON, || open() <= most);
+    // Those that are left are silent for too long.
+    until("all are closed", SOON, || open() == 0);
+}
+
+/// Whether a server has a connection still, whatever it has sent.
+fn is_open(mut stream: &std::os::unix::net::UnixStream) -> bool {
+    use std::io::{ErrorKind, Read};
+    stream.set_nonblocking(true).unwrap();
+    loop {
+        match stream.read(&mut [0; 256]) {
+            Ok(1..) => {}
+            Ok(0) => return false,
+            Err(error) => return error.kind() == ErrorKind::WouldBlock,
+        }
+    }
+}
+
+#[test]
+fn one_users_connections_to_the_admin_socket_leave_room_for_his_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = TestNode::init(dir.path(), "a", "lab");
+    let socket = first.config.admin_socket();
+    let connect = |_| std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    let silent: Vec<_> = (0..1000).map(connect).collect();
+    let path = first.config.admin_socket();
+    let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+        let connecting = tokio::net::UnixStream::connect(path.clone());
+        async move { connecting.await.map(hyper_util::rt::TokioIo::new) }
+    });
+    let status = Runtime::new().unwrap().block_on(async {
+        let endpoint = Endpoint::from_static("http://admin.invalid");
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        let mut client = v1::admin_client::AdminClient::new(channel);
+        client
+            .status(v1::Empty {})
+            .await
+            .map(|reply| reply.into_inner())
+    });
+    assert_eq!(status.unwrap().nodes_alive, 1);
+    let open = silent.iter().filter(|one| is_open(one)).count();
+    assert!(open <= super::gates::ADMIN_CONNECTIONS.per_key, "{open}");
+}
+
+#[test]
+fn work_that_blocks_all_its_threads_kills_no_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = TestNode::init(dir.path(), "a", "lab");
+    let second = first
+        .join(dir.path(), "b", &first.token(HOUR))
+        .unwrap()
+        .start();
+    until("meeting", SOON, || {
+        first.sees(2, Liveness::Alive) && second.sees(1, Liveness::Alive)
+    });
+    let work = first.running.as_ref().unwrap().1.work();
+    let busy_for = Duration::from_secs(6);
+    for _ in 0..8 {
+        work.spawn(async move { std::thread::sleep(busy_for) });
+    }
+    // Longer than a node that says nothing is believed to live.
+    let end = Instant::now() + busy_for;
+    while Instant::now() < end {
+        assert!(second.sees(1, Liveness::Alive), "it is taken for dead");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -24,6 +24,7 @@ use super::members::Members;
 use super::predecessor;
 use super::recorder;
 use super::server::{self, Services};
+use super::work_runtime::WorkRuntime;
 use crate::jobs::{Jobs, JobsContext};
 
 /// How long connections may finish what they do when the daemon ends.
@@ -39,6 +40,9 @@ pub struct Node {
     recorder: JoinHandle<()>,
     stop: watch::Sender<bool>,
     servers: Vec<JoinHandle<()>>,
+    /// Ends last.
+    #[cfg_attr(not(test), allow(dead_code))]
+    work: WorkRuntime,
 }
 
 impl Node {
@@ -51,17 +55,20 @@ impl Node {
         config_path: Option<PathBuf>,
         identity: TlsIdentity,
     ) -> anyhow::Result<Self> {
+        let work = WorkRuntime::start()?;
+        let on_work = work.handle()?;
         let control = listen(&config)?;
         let roster = Roster::open(&config.node.state_dir)?;
         let data = DataPort::open(&config)?;
         let ports = (control.local_addr()?.port(), data.address()?.port());
         let myself = describe(&config, &identity, &roster, ports);
         let directory = Arc::new(Directory::new(peer(&myself), known(&roster)));
-        let clients = Arc::new(ControlClients::new(
-            Arc::clone(&directory) as Arc<dyn PeerDirectory>,
-            identity.clone(),
-        ));
-        let transport = Arc::new(GrpcTransport::new(Arc::clone(&clients)));
+        // Two, since what makes a connection also runs it.
+        let clients = || {
+            let directory = Arc::clone(&directory) as Arc<dyn PeerDirectory>;
+            Arc::new(ControlClients::new(directory, identity.clone()))
+        };
+        let transport = Arc::new(GrpcTransport::new(clients()));
         let swim = Swim::start(
             myself.clone(),
             Arc::clone(&directory),
@@ -69,15 +76,15 @@ impl Node {
         );
         transport.answer_to(swim.clone());
         let members = Members::new(roster, Arc::clone(&directory), &myself);
-        let jobs = Jobs::start(JobsContext {
+        let starting = Jobs::start(JobsContext {
             config: Arc::clone(&config),
             config_path,
             here: myself.name.clone(),
             directory: Arc::clone(&directory) as Arc<dyn PeerDirectory>,
-            clients,
+            clients: clients(),
             identity: identity.clone(),
-        })
-        .await?;
+        });
+        let jobs = on_work.spawn(starting).await??;
         let files = start_files(
             FilesContext {
                 config: Arc::clone(&config),
@@ -110,6 +117,7 @@ impl Node {
             swim: swim.clone(),
             jobs: Arc::clone(&jobs),
             history,
+            work: on_work,
         };
         let servers = server::start(services, control, stopped).await?;
         Ok(Self {
@@ -120,6 +128,7 @@ impl Node {
             recorder,
             stop,
             servers,
+            work,
         })
     }
 
@@ -127,6 +136,12 @@ impl Node {
     #[cfg(test)]
     pub fn directory(&self) -> Arc<Directory> {
         Arc::clone(&self.directory)
+    }
+
+    /// Where requests are carried out.
+    #[cfg(test)]
+    pub fn work(&self) -> tokio::runtime::Handle {
+        self.work.handle().unwrap()
     }
 
     /// Tells the others, and ends.

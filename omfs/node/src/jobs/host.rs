@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use loadbal::admit::Request;
 use migrator::image::{CpuImage, cpu};
 use omfs_cluster::control::ControlError;
+use omfs_limits::reservations::Refusal;
 use proto::ids::{NodeId, Pid};
 use proto::v1;
 
@@ -17,7 +18,7 @@ use super::Progress;
 use super::keeper;
 use super::keeper_files::wait_for_end;
 use super::registry::GuestKey;
-use super::shared::Shared;
+use super::shared::{Reserved, Shared};
 use super::supervisor_main::TOKEN_VARIABLE;
 
 /// The oldest kernel that can hold guests (docs/architecture.md).
@@ -49,9 +50,10 @@ pub async fn prepare(
         // It left a moment ago and is sent back: its supervisor is about to end.
         wait_for_end(before.state.keeper_pid, "supervisor", SUPERVISOR_ENDS_MAX).await;
     }
-    admit(shared, from, request)?;
+    shared.take_back((from, request.pid)).await;
+    let reserved = admit(shared, from, request)?;
     shared.locks.set_guest((from, request.pid), request.locked);
-    let started = start(shared, (from, request.pid), &home.name);
+    let started = start(shared, reserved, (from, request.pid), &home.name);
     started.map_err(|error| {
         shared.balancer().withdrawn(from, Pid(request.pid));
         shared.locks.set_guest((from, request.pid), false);
@@ -102,24 +104,29 @@ fn kernel() -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// Promises the guest its place before anything is started for it.
 fn admit(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     from: NodeId,
     request: &v1::PrepareGuestRequest,
-) -> Result<(), ControlError> {
+) -> Result<Reserved, ControlError> {
     shared.refresh();
-    let guests = shared.registry.guests();
-    let most = shared.context.config.balance.guests_max as usize;
-    if guests.len() >= most {
-        return Err(ControlError::Refused(format!(
-            "it has {} guests, as many as it takes (balance.guests_max)",
-            guests.len()
-        )));
-    }
-    if guests.iter().any(|(key, _)| *key == (from, request.pid)) {
-        let text = format!("process {} of that node is here already", request.pid);
-        return Err(ControlError::Refused(text));
-    }
+    let reserved = shared.reserve((from, request.pid));
+    let reserved = reserved.map_err(|refusal| {
+        ControlError::Refused(match refusal {
+            Refusal::There => format!("process {} of that node is here already", request.pid),
+            Refusal::Full(count) => {
+                format!("it has {count} guests, as many as it takes (balance.guests_max)")
+            }
+            Refusal::OwnerFull(count) => format!(
+                "it has {count} guests of node {from}, as many as it takes of one node \
+                 (balance.guests_per_node_max)"
+            ),
+            Refusal::TooManyArriving(count) => {
+                format!("{count} guests of node {from} are on their way to it already")
+            }
+        })
+    })?;
     let wish = Request {
         home: from,
         pid: Pid(request.pid),
@@ -130,10 +137,16 @@ fn admit(
     };
     let now = shared.now();
     let answer = shared.balancer().admit(now, wish);
-    answer.map_err(|refusal| ControlError::Refused(refusal.to_string()))
+    answer.map_err(|refusal| ControlError::Refused(refusal.to_string()))?;
+    Ok(reserved)
 }
 
-fn start(shared: &Arc<Shared>, key: GuestKey, home: &str) -> io::Result<v1::PrepareGuestReply> {
+fn start(
+    shared: &Arc<Shared>,
+    reserved: Reserved,
+    key: GuestKey,
+    home: &str,
+) -> io::Result<v1::PrepareGuestReply> {
     let listener = listen(shared)?;
     let port = listener.local_addr()?.port();
     let token: [u8; 32] = rand::random();
@@ -161,13 +174,14 @@ fn start(shared: &Arc<Shared>, key: GuestKey, home: &str) -> io::Result<v1::Prep
         OwnedFd::from(listener),
     )?;
     let process = i32::try_from(child.id()).unwrap_or(0);
+    shared.set_supervisor(key, process);
     shared.guests.started(process, key);
     let after = Arc::clone(shared);
     keeper::reap(
         child,
         format!("supervisor of {}-{}", key.0, key.1),
         move || {
-            drop(place);
+            drop((place, reserved));
             after.guests.ended(process);
             after.balancer().withdrawn(key.0, Pid(key.1));
             after.refresh();

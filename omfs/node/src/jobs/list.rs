@@ -24,9 +24,11 @@ const OTHERS_MAX: Duration = Duration::from_secs(3);
 /// Jobs that are away or marked, guests, and what ended away of late; with `all` every process
 /// here, and what other nodes have.
 pub async fn processes(shared: &Arc<Shared>, caller: Option<Caller>, all: bool) -> Vec<Process> {
-    let state = Arc::clone(shared);
-    let local = tokio::task::spawn_blocking(move || local(&state, all)).await;
-    let mut listed = local.unwrap_or_default();
+    let examine = || local(shared, all);
+    let mut listed = match caller {
+        Some(_) => shared.turns.run(caller, examine).await,
+        None => shared.turns.run_for_others(examine).await,
+    };
     if all && caller.is_some() {
         let shown: HashSet<(String, i32)> = keys(&listed);
         for process in others(shared).await {

@@ -11,6 +11,7 @@
 //!   this node's jobs are, for the export.
 //! * `guest_cgroup` — what guests' CPU time and memory are counted and weighed in.
 //! * `reception` — who connects to a supervisor.
+//! * `turns` — one user's requests do not keep others' waiting.
 //! * `shim_main`, `supervisor_main` — the hidden subcommands.
 
 mod balance;
@@ -32,6 +33,7 @@ mod shared;
 mod shim_main;
 mod subject;
 mod supervisor_main;
+mod turns;
 
 use std::sync::Arc;
 

@@ -66,14 +66,18 @@ pub async fn move_job(
     reporter: &Reporter,
 ) -> Result<Done, MoveError> {
     let target = target(shared, wish)?;
-    shared.refresh();
-    if shared.registry.job(wish.pid).is_none() && Subject::look(wish.pid).is_err() {
+    let look = || {
+        shared.refresh();
+        Subject::look(wish.pid)
+    };
+    let looked = shared.turns.run(wish.caller, look).await;
+    if shared.registry.job(wish.pid).is_none() && looked.is_err() {
         // PIDs of guests are those of their homes: `omfs ps` shows them.
         if let Some(home) = guest_home(shared, wish) {
             return move_guest(shared, wish, home).await;
         }
     }
-    let subject = Subject::look(wish.pid)?;
+    let subject = looked?;
     subject.check_caller(wish.caller)?;
     check_ours(shared, wish)?;
     let patience = wish.believed.map_or(MOVE_WAIT_MAX, |_| Duration::ZERO);
@@ -97,7 +101,8 @@ pub async fn move_job(
         }
         (Target::Node(peer), place) => {
             if place.is_none() {
-                subject.check_leaving()?;
+                let check = || subject.check_leaving();
+                shared.turns.run(wish.caller, check).await?;
             }
             let memory = entry.as_ref().map_or(0, |entry| entry.state.memory_bytes);
             let memory = memory.max(if place.is_none() { subject.memory } else { 0 });

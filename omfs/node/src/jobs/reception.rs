@@ -1,59 +1,51 @@
 //! Who connects to a supervisor's port: the guest that is awaited, or strangers.
 //!
-//! The supervisor must not have a second thread, since it is about to fork. So that a stranger who
-//! says nothing does not keep the guest waiting, a connection is heard only when its first TLS
-//! record has arrived.
+//! Several connections are heard at the same time, each by a thread, so that a client that is slow or
+//! silent keeps nobody waiting. All these threads have ended when [`await_guest`] returns: the
+//! supervisor must not have a second one, since it is about to fork.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use omfs_dataplane::preauth::{Candidate, Places, Preauth};
 use omfs_dataplane::{self as dataplane, PURPOSE_JOB};
+use omfs_limits::repeats::Repeats;
 use omfs_pki::TlsIdentity;
 use proto::ids::NodeId;
 use proto::link::Link;
 
 /// A handshake with somebody who speaks TLS.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
-/// Connections that have not said anything yet.
-const PENDING_MAX: usize = 32;
-/// A record that has arrived in part is looked at again after this time.
-const PART_PAUSE: Duration = Duration::from_millis(2);
-/// The longest first record, header included: a ClientHello has a few hundred bytes.
-const RECORD_BYTES_MAX: usize = 4096;
-/// TLS: type handshake.
-const HANDSHAKE_TYPE: u8 = 22;
+/// Connections that are not the awaited one, as far as is known.
+const PLACES: Places = Places {
+    per_source: 8,
+    strangers: 32,
+    members: 0,
+    silent_max: HANDSHAKE_MAX,
+};
+/// A thread that was joined is counted for a moment longer.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
-/// How much of a connection's first record is there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Arrived {
-    Nothing,
-    Part,
-    Whole,
-    /// It has ended, or this is not TLS.
-    Never,
+/// The guest that is awaited, and how it is recognised.
+struct Expected<'a> {
+    identity: &'a TlsIdentity,
+    home: NodeId,
+    token: &'a str,
+    until: Instant,
+    repeats: Mutex<Repeats<io::ErrorKind>>,
 }
 
-fn arrived(stream: &TcpStream) -> Arrived {
-    let mut bytes = [0; RECORD_BYTES_MAX];
-    match stream.peek(&mut bytes) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Arrived::Nothing,
-        Err(_) | Ok(0) => Arrived::Never,
-        Ok(count) => match bytes.get(..count).unwrap_or_default() {
-            [HANDSHAKE_TYPE, _, _, high, low, rest @ ..] => {
-                let wanted = usize::from(u16::from_be_bytes([*high, *low]));
-                match rest.len() {
-                    _ if wanted > RECORD_BYTES_MAX - 5 => Arrived::Never,
-                    there if there >= wanted => Arrived::Whole,
-                    _ => Arrived::Part,
-                }
-            }
-            [HANDSHAKE_TYPE, ..] => Arrived::Part,
-            _ => Arrived::Never,
-        },
+impl Expected<'_> {
+    /// How often connections have failed like this since that was last told, if it is to be told.
+    fn note(&self, error: io::ErrorKind) -> Option<u64> {
+        let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
+        repeats.note(&error, Instant::now())
     }
 }
 
@@ -68,60 +60,119 @@ pub fn await_guest(
     token: &str,
     until: Instant,
 ) -> io::Result<Link> {
-    let mut pending: Vec<(TcpStream, SocketAddr)> = Vec::new();
+    listener.set_nonblocking(true)?;
+    let expected = Expected {
+        identity,
+        home,
+        token,
+        until,
+        repeats: Mutex::default(),
+    };
+    let before = threads();
+    let found = thread::scope(|scope| {
+        let mut heard = Vec::new();
+        let found = hear_all(scope, listener, &expected, &mut heard);
+        // Ends the handshakes under way, and with them their threads.
+        let others = heard
+            .iter()
+            .filter(|one| Some(one.number) != number_of(&found));
+        others.for_each(|one| drop(one.stream.shutdown(Shutdown::Both)));
+        found
+    });
+    wait_for_threads(before);
+    found.map(|found| found.link)
+}
+
+/// A connection that a thread hears, so that it can be hung up on.
+struct Heard {
+    number: usize,
+    stream: TcpStream,
+}
+
+/// The connection that brought the token.
+struct Found {
+    number: usize,
+    link: Link,
+}
+
+fn number_of(found: &io::Result<Found>) -> Option<usize> {
+    found.as_ref().ok().map(|found| found.number)
+}
+
+fn hear_all<'scope, 'env>(
+    scope: &'scope thread::Scope<'scope, 'env>,
+    listener: &TcpListener,
+    expected: &'env Expected<'env>,
+    heard: &mut Vec<Heard>,
+) -> io::Result<Found> {
+    let (wake, woken) = UnixStream::pair()?;
+    let (found, finds): (Sender<Found>, Receiver<Found>) = channel();
+    let mut preauth = Preauth::new(&PLACES, Box::new(|_| false));
+    let mut number = 0;
     loop {
-        let fds = pending.iter().map(|one| one.0.as_fd());
-        wait(fds.chain([listener.as_fd()]).collect(), until)?;
-        if wait(vec![listener.as_fd()], Instant::now()).is_ok() {
-            let (stream, from) = listener.accept()?;
-            stream.set_nonblocking(true)?;
-            pending.push((stream, from));
+        let candidates = preauth.wait(listener, Some(woken.as_fd()), Some(expected.until))?;
+        if let Ok(found) = finds.try_recv() {
+            return Ok(found);
         }
-        if pending.len() > PENDING_MAX {
-            let (_, from) = pending.remove(0);
-            tracing::warn!("{from} is not heard: too many strangers");
-        }
-        let states: Vec<Arrived> = pending.iter().map(|one| arrived(&one.0)).collect();
-        let mut left = Vec::new();
-        for ((stream, from), state) in pending.into_iter().zip(&states) {
-            match state {
-                Arrived::Nothing | Arrived::Part => left.push((stream, from)),
-                Arrived::Never => tracing::warn!("{from} does not speak TLS"),
-                Arrived::Whole => {
-                    if let Some(link) = hear(stream, from, identity, home, token, until) {
-                        return Ok(link);
-                    }
+        for candidate in candidates {
+            number += 1;
+            let (stream, from) = (candidate.try_clone()?, candidate.from);
+            let (found, wake) = (found.clone(), wake.try_clone()?);
+            let hear = move || {
+                if let Some(link) = hear(candidate, expected) {
+                    let _ = found.send(Found { number, link });
+                    let _ = io::Write::write(&mut &wake, &[0]);
                 }
+            };
+            match thread::Builder::new().spawn_scoped(scope, hear) {
+                Ok(_) => heard.push(Heard { number, stream }),
+                Err(error) => tracing::warn!("{from} is not heard: {error}"),
             }
         }
-        pending = left;
-        if states.contains(&Arrived::Part) {
-            thread::sleep(PART_PAUSE);
+        if Instant::now() >= expected.until {
+            let text = "nobody came in time";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
     }
 }
 
 /// The guest's link, if it is the guest.
-fn hear(
-    stream: TcpStream,
-    from: SocketAddr,
-    identity: &TlsIdentity,
-    home: NodeId,
-    token: &str,
-    until: Instant,
-) -> Option<Link> {
-    stream.set_nonblocking(false).ok()?;
-    let left = until.saturating_duration_since(Instant::now());
-    let hello = dataplane::hello(identity.node(), PURPOSE_JOB, &[], 0);
-    match dataplane::accept(stream, identity, &hello, left.min(HANDSHAKE_MAX)) {
-        Ok(accepted) if is_expected(&accepted, home, token) => return Some(accepted.link),
+fn hear(candidate: Candidate, expected: &Expected<'_>) -> Option<Link> {
+    let from = candidate.from;
+    let (stream, _counted) = candidate.split();
+    let left = expected.until.saturating_duration_since(Instant::now());
+    let hello = dataplane::hello(expected.identity.node(), PURPOSE_JOB, &[], 0);
+    match dataplane::accept(stream, expected.identity, &hello, left.min(HANDSHAKE_MAX)) {
+        Ok(accepted) if is_expected(&accepted, expected.home, expected.token) => {
+            return Some(accepted.link);
+        }
         Ok(accepted) => {
-            tracing::warn!("{from}, node {}, is not the guest awaited", accepted.peer);
+            if let Some(count) = expected.note(io::ErrorKind::PermissionDenied) {
+                let peer = accepted.peer;
+                tracing::warn!(count, "{from}, node {peer}, is not the guest awaited");
+            }
             accepted.link.sink.close();
         }
-        Err(error) => tracing::warn!("{from}: {error}"),
+        Err(error) => {
+            if let Some(count) = expected.note(error.kind()) {
+                tracing::info!(count, "{from}: {error}");
+            }
+        }
     }
     None
+}
+
+/// Threads that were joined are counted as this process' until the kernel has let them go, and some
+/// system calls want a process without any (unshare(2)).
+fn wait_for_threads(most: usize) {
+    let until = Instant::now() + ENDS_WITHIN;
+    while threads() > most && Instant::now() < until {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
 fn is_expected(accepted: &dataplane::Accepted, home: NodeId, token: &str) -> bool {
@@ -139,29 +190,6 @@ fn is_expected(accepted: &dataplane::Accepted, home: NodeId, token: &str) -> boo
         && accepted.hello.purpose == PURPOSE_JOB
         && told.len() == token.len()
         && difference == 0
-}
-
-/// Waits until one of them can be read; looks at least once.
-fn wait(fds: Vec<BorrowedFd<'_>>, until: Instant) -> io::Result<()> {
-    let mut fds: Vec<_> = fds
-        .into_iter()
-        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-        .collect();
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, timeout) {
-            Ok(0) | Err(nix::errno::Errno::EINTR) if left.is_zero() => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "nobody came in time",
-                ));
-            }
-            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-            Ok(_) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -194,7 +222,7 @@ mod tests {
         drop(garbage);
         let _silent = TcpStream::connect(there.split('#').next().unwrap()).unwrap();
         let mut slow = TcpStream::connect(there.split('#').next().unwrap()).unwrap();
-        io::Write::write_all(&mut slow, &[HANDSHAKE_TYPE, 3, 1, 0]).unwrap();
+        io::Write::write_all(&mut slow, &[22, 3, 1, 0]).unwrap();
         for wrong in ["00fe", "00", "00ff00", ""] {
             let link = connector.connect(&there, wrong);
             let refused = link.is_err() || link.unwrap().source.recv().is_err();
@@ -206,7 +234,7 @@ mod tests {
         awaited.join().unwrap().unwrap();
         assert!(
             start.elapsed() < HANDSHAKE_MAX,
-            "who is silent keeps the guest waiting"
+            "a silent client keeps the guest waiting"
         );
     }
 
@@ -219,25 +247,47 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
-    #[test]
-    fn only_whole_records_of_tls_are_heard() {
+    /// What a client sends first.
+    fn client_hello(identity: &TlsIdentity) -> Vec<u8> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let seen_after = |bytes: &[u8]| {
-            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (stream, _) = listener.accept().unwrap();
-            stream.set_nonblocking(true).unwrap();
-            io::Write::write_all(&mut client, bytes).unwrap();
-            let until = Instant::now() + Duration::from_secs(5);
-            if !bytes.is_empty() {
-                wait(vec![stream.as_fd()], until).unwrap();
-            }
-            arrived(&stream)
-        };
-        assert_eq!(seen_after(b""), Arrived::Nothing);
-        assert_eq!(seen_after(&[22, 3]), Arrived::Part);
-        assert_eq!(seen_after(&[22, 3, 1, 0, 2, 7]), Arrived::Part);
-        assert_eq!(seen_after(&[22, 3, 1, 0, 2, 7, 7]), Arrived::Whole);
-        assert_eq!(seen_after(&[22, 3, 1, 255, 2, 7]), Arrived::Never);
-        assert_eq!(seen_after(b"GET /"), Arrived::Never);
+        let there = address(&listener.local_addr().unwrap().to_string(), NodeId(1));
+        let connector = TlsConnector::new(identity.clone());
+        let connecting = thread::spawn(move || connector.connect(&there, "").is_ok());
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; 5];
+        io::Read::read_exact(&mut stream, &mut head).unwrap();
+        let mut record = head.to_vec();
+        record.resize(5 + usize::from(u16::from_be_bytes([head[3], head[4]])), 0);
+        io::Read::read_exact(&mut stream, &mut record[5..]).unwrap();
+        drop(stream);
+        assert!(!connecting.join().unwrap());
+        record
+    }
+
+    #[test]
+    fn strangers_that_begin_handshakes_and_stop_stall_nobody() {
+        let identity = identity();
+        let record = client_hello(&identity);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let strangers: Vec<_> = (1..PLACES.per_source)
+            .map(|_| {
+                let mut stranger = TcpStream::connect(there).unwrap();
+                io::Write::write_all(&mut stranger, &record).unwrap();
+                stranger
+            })
+            .collect();
+        let connector = TlsConnector::new(identity.clone());
+        let until = Instant::now() + Duration::from_secs(60);
+        let start = Instant::now();
+        let awaited =
+            thread::spawn(move || await_guest(&listener, &identity, NodeId(1), "00ff", until));
+        connector
+            .connect(&address(&there.to_string(), NodeId(1)), "00ff")
+            .unwrap();
+        awaited.join().unwrap().unwrap();
+        // One after the other they would have taken as many times the deadline.
+        assert!(start.elapsed() < HANDSHAKE_MAX, "{:?}", start.elapsed());
+        drop(strangers);
     }
 }

@@ -1,6 +1,7 @@
 //! The state behind [`super::Jobs`].
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,6 +15,7 @@ use migrator::control::JobState;
 use migrator::image::CpuImage;
 use migrator::tracee::procfs::Stat;
 use omfs_cluster::control::ControlError;
+use omfs_limits::reservations::{Refusal, Reservations, Room};
 use proto::ids::NodeId;
 use proto::v1;
 
@@ -23,7 +25,8 @@ use super::guest_table::GuestTable;
 use super::host_table::HostTable;
 use super::locks::Locks;
 use super::policy_store::PolicyStore;
-use super::registry::Registry;
+use super::registry::{GuestKey, Registry};
+use super::turns::Turns;
 
 /// The balancer's clock starts here, so that what was measured before the daemon started has a
 /// time too.
@@ -31,6 +34,10 @@ const CLOCK_START: Duration = Duration::from_secs(3600);
 
 /// When a process was started, in /proc/PID/stat (proc(5)).
 const START_TIME_FIELD: usize = 22;
+/// Guests of one node that were promised a place and have not come: each is a waiting process.
+const ARRIVING_PER_NODE_MAX: usize = 16;
+/// A supervisor that was killed is gone within this time, on a busy machine too.
+const SUPERVISOR_ENDS_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked whether a move has ended.
 const CLAIM_AGAIN: Duration = Duration::from_millis(10);
 
@@ -81,6 +88,11 @@ pub struct Shared {
     pub cpu: CpuImage,
     /// Jobs that were placed by hand.
     pub locks: Locks,
+    /// Whose turn it is to have processes examined.
+    pub turns: Turns,
+    arriving: Mutex<Reservations<GuestKey, NodeId>>,
+    /// Supervisors of guests that were promised a place.
+    supervisors: Mutex<HashMap<GuestKey, OwnedFd>>,
     balancer: Mutex<Balancer>,
     policy_store: PolicyStore,
     started: Instant,
@@ -137,6 +149,9 @@ impl Shared {
             cpu: migrator::image::cpu::here().context("cannot read the CPU's features")?,
             balancer: Mutex::new(balancer),
             started: Instant::now(),
+            turns: Turns::default(),
+            arriving: Mutex::default(),
+            supervisors: Mutex::default(),
             moving: Mutex::default(),
             moved: Mutex::default(),
             sampled: Mutex::default(),
@@ -190,6 +205,8 @@ impl Shared {
         let changes = self.registry.refresh();
         self.guests.set_keepers(self.registry.guest_keepers());
         self.hosts.update(|| self.places());
+        // Whose guest has come ends by itself.
+        lock(&self.supervisors).retain(|guest, _| self.registry.guest(*guest).is_none());
         // Those that were told to are noted by who told them.
         for pid in changes.came_home {
             if !self.is_moving(pid) {
@@ -216,6 +233,58 @@ impl Shared {
         away.iter()
             .filter_map(|entry| Some((entry.state.pid, node(&entry.state.place)?.id)))
             .collect()
+    }
+
+    /// Promises a guest its place, beside those that are here or on their way. It lasts until the
+    /// answer is dropped, which is when its supervisor has ended.
+    ///
+    /// # Errors
+    /// The limit that was reached.
+    pub fn reserve(self: &Arc<Self>, guest: GuestKey) -> Result<Reserved, Refusal> {
+        let balance = &self.context.config.balance;
+        let total = balance.guests_max as usize;
+        let room = Room {
+            total,
+            per_owner: total.min(balance.guests_per_node_max as usize),
+            arriving_per_owner: total.clamp(1, ARRIVING_PER_NODE_MAX),
+        };
+        let here = self.registry.guests().into_iter();
+        let here: HashMap<GuestKey, NodeId> = here.map(|(key, _)| (key, key.0)).collect();
+        lock(&self.arriving).reserve(guest, guest.0, &here, &room)?;
+        Ok(Reserved {
+            shared: Arc::clone(self),
+            guest,
+        })
+    }
+
+    /// Notes which process, a child that nobody has waited for, waits for a guest that was promised
+    /// a place.
+    pub fn set_supervisor(&self, guest: GuestKey, pid: i32) {
+        match omfs_sys::pidfd::open(pid) {
+            Ok(process) => drop(lock(&self.supervisors).insert(guest, process)),
+            Err(error) => tracing::warn!("the supervisor of {}-{}: {error}", guest.0, guest.1),
+        }
+    }
+
+    /// Takes back the promise of a place to which no guest has come: its home asks anew, so nobody
+    /// will. Waits until the supervisor has ended.
+    pub async fn take_back(&self, guest: GuestKey) {
+        let until = Instant::now() + SUPERVISOR_ENDS_MAX;
+        loop {
+            // One that has left is neither here nor gone until its supervisor was waited for.
+            self.refresh();
+            let is_here = self.registry.guest(guest).is_some();
+            if is_here || !lock(&self.arriving).has(&guest) || Instant::now() >= until {
+                return;
+            }
+            if let Some(process) = lock(&self.supervisors).remove(&guest)
+                && let Err(error) = omfs_sys::pidfd::send_signal(process.as_fd(), libc::SIGKILL)
+                && error.raw_os_error() != Some(libc::ESRCH)
+            {
+                tracing::warn!("the supervisor of {}-{}: {error}", guest.0, guest.1);
+            }
+            tokio::time::sleep(CLAIM_AGAIN).await;
+        }
     }
 
     /// Claims a process for one move; `None` while another move of it is under way.
@@ -292,6 +361,20 @@ impl Shared {
         lock(&self.moved).retain(|key, _| lives(*key));
         self.locks.retain(lives);
         *lock(&self.sampled) = sampled;
+    }
+}
+
+/// A guest's place.
+#[derive(Debug)]
+pub struct Reserved {
+    shared: Arc<Shared>,
+    guest: GuestKey,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        lock(&self.shared.supervisors).remove(&self.guest);
+        lock(&self.shared.arriving).release(&self.guest);
     }
 }
 
