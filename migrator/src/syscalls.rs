@@ -118,7 +118,12 @@ const fn corrected(number: u32, name: &'static str) -> Row {
     make(number, name, Class::Local, When::Corrected, Class::Home)
 }
 
-/// The same unless one of these arguments is a home descriptor.
+/// Runs at the host, and what it has told of a signal is corrected.
+const fn tells_signal(number: u32, name: &'static str) -> Row {
+    make(number, name, Class::Local, When::Corrected, Class::Local)
+}
+
+/// The same as [`corrected`] unless one of these arguments is a home descriptor.
 const fn on_home_fd_or_corrected(
     number: u32,
     name: &'static str,

@@ -7,8 +7,8 @@
 
 use crate::image::PAGE_BYTES;
 use crate::sys::regs::Regs;
+use crate::tracee::inject::restart_wait;
 
-const EINTR: i64 = -4;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 const TIMER_ABSTIME: u64 = 1;
@@ -33,8 +33,7 @@ pub fn elsewhere(regs: &Regs) -> Regs {
             continue_sleep(number, &mut regs);
             regs.rax = ERESTARTNOHAND as u64;
         }
-        EINTR if gives_up_when_stopped(number) => regs.rax = ERESTARTNOHAND as u64,
-        _ => {}
+        _ => regs = restart_wait(&regs),
     }
     regs
 }
@@ -48,19 +47,6 @@ fn continue_sleep(number: i64, regs: &mut Regs) {
     if number == libc::SYS_clock_nanosleep && relative && regs.r10 >= PAGE_BYTES {
         regs.rdx = regs.r10;
     }
-}
-
-fn gives_up_when_stopped(number: i64) -> bool {
-    [
-        libc::SYS_epoll_wait,
-        libc::SYS_epoll_pwait,
-        libc::SYS_epoll_pwait2,
-        libc::SYS_rt_sigtimedwait,
-        libc::SYS_semop,
-        libc::SYS_semtimedop,
-        libc::SYS_io_getevents,
-    ]
-    .contains(&number)
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ use crate::keeper::peer::message;
 use crate::keeper::{Peer, PeerId};
 use crate::tracee::{Event, TraceeError, event};
 
+/// How long a process that was killed may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
 /// A job at a host.
 #[derive(Debug)]
 pub(super) struct Away {
@@ -217,14 +220,31 @@ impl Shim {
         let pid = nix::unistd::Pid::from_raw(self.config.pid);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
         self.refuse_orders(why);
-        // The kernel lets its parent know only when its tracer has waited for it.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while let Ok(end) = event::wait_one(self.config.pid, deadline) {
-            if end.is_end() {
-                break;
-            }
-        }
+        self.await_end();
         self.place = Place::Gone;
         self.set_state(RunState::Lost, format!("killed: {why}"));
+    }
+
+    /// Something could not be done with the deputy: because it has just ended, or else it is lost.
+    pub(super) fn fail(&mut self, error: &TraceeError, why: &str) {
+        match error.is_death().then(|| self.await_end()).flatten() {
+            Some(end) => self.ended(end),
+            None => self.lose(why),
+        }
+    }
+
+    /// Waits for the end of the process: the kernel lets its parent know only when its tracer has
+    /// waited for all of its threads.
+    fn await_end(&self) -> Option<Event> {
+        let deadline = Instant::now() + END_LIMIT;
+        while Instant::now() < deadline {
+            match event::poll_any() {
+                Ok(Some((tid, end))) if tid == self.config.pid && end.is_end() => return Some(end),
+                Ok(Some(_)) => {}
+                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+                Err(_) => return None,
+            }
+        }
+        None
     }
 }

@@ -67,7 +67,7 @@ impl Shim {
             Ok(frozen) => frozen,
             Err(error) => {
                 let why = format!("the deputy cannot be entered: {error}");
-                self.lose(&why);
+                self.fail(&error, &why);
                 if let Some(wanted) = wanted {
                     wanted.answers.fail(why, false);
                 }
@@ -122,7 +122,7 @@ impl Shim {
         between.catch_up();
         if let Err(error) = between.frozen.thaw() {
             let why = format!("the process cannot go on at home: {error}");
-            self.lose(&why);
+            self.fail(&error, &why);
             return Err(MoveError::process(&error));
         }
         // The process lives here; whether the host hears of it does not matter any more.
@@ -188,7 +188,8 @@ impl Shim {
                 Ok(())
             }
             Err(error) => {
-                self.lose(&format!("the deputy could not be parked: {error}"));
+                let why = format!("the deputy could not be parked: {error}");
+                self.fail(&error, &why);
                 Err(MoveError::process(&error))
             }
         }

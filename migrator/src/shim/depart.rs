@@ -185,7 +185,7 @@ impl Shim {
             }
             Err(error) => {
                 let why = format!("the deputy could not be parked: {error}");
-                self.lose(&why);
+                self.fail(&error, &why);
             }
         }
     }

@@ -6,7 +6,7 @@
 //! terminal, credentials and descriptors are right by construction, and calls of several threads
 //! do not wait for each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use proto::ids::RequestId;
@@ -16,12 +16,19 @@ use crate::homecall::place::{self, Placed};
 use crate::homecall::{CALL_BYTES_MAX, HomeCallError};
 use crate::syscalls::{Class, trapped_class};
 use crate::tracee::inject::{CallState, checked};
-use crate::tracee::{CallStop, Event, Running, SignalSeen, Stop, Stopped, Stub, TraceeError};
+use crate::tracee::{
+    CallStop, Event, Origin, RawSiginfo, Running, SignalSeen, Stop, Stopped, Stub,
+    TraceeError, known_origin,
+};
 
 /// How long a thread may take to stop when it is told to.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Scratch memory of a thread: the largest call, and room for its small structures.
 const SCRATCH_BYTES: u64 = CALL_BYTES_MAX as u64 + (64 << 10);
+/// Most signals remembered that were put back into the queue of the process.
+const PUT_BACK_MAX: usize = 256;
+/// Blocked signals while a thread makes a call for us.
+const ALL_SIGNALS: u64 = u64::MAX;
 /// What a call returns that was interrupted before it began.
 const ERESTARTSYS: i64 = 512;
 
@@ -52,6 +59,8 @@ pub struct Deputy {
     pub(super) carrier_comes: bool,
     /// The deputy has stopped as its guest has, and was not continued.
     pub(super) stands: bool,
+    /// Signals known to be sent to the process that wait in its queue to be reported once more.
+    put_back: VecDeque<RawSiginfo>,
 }
 
 #[derive(Debug)]
@@ -89,9 +98,9 @@ impl Deputy {
             stop_due: None,
             carrier_comes: false,
             stands: false,
+            put_back: VecDeque::new(),
         };
         for stopped in threads {
-            stopped.set_sigmask(0)?;
             let tid = stopped.tid();
             let thread = Thread {
                 running: None,
@@ -99,7 +108,9 @@ impl Deputy {
                 scratch: None,
             };
             deputy.threads.insert(tid, thread);
-            deputy.pause(stopped)?;
+            // The end of one that is killed just now is reported, too.
+            let unblocked = stopped.set_sigmask(0);
+            ignore_death(unblocked.and_then(|()| deputy.pause(stopped)))?;
         }
         Ok(deputy)
     }
@@ -178,7 +189,7 @@ impl Deputy {
                     self.keep(tid, running, doing);
                     return Ok(());
                 }
-                self.note_signal(seen, news);
+                let stopped = self.take_signal(stopped, seen, news)?;
                 self.call_disturbed(stopped, call, news)
             }
             CallStop::Stopped { stop, call } => match stop {
@@ -192,10 +203,64 @@ impl Deputy {
                     if self.is_stopped(tid) {
                         self.stands = false;
                     }
+                    if stopped.stub_trap_is_pending()? {
+                        return self.await_trap(stopped);
+                    }
                     self.call_disturbed(stopped, call, news)
                 }
             },
         }
+    }
+
+    /// The call of a thread is done, and the signal of its trap is the next thing it reports.
+    fn await_trap(&mut self, stopped: Stopped) -> Result<(), TraceeError> {
+        let tid = stopped.tid();
+        let doing = match self.take_doing(tid) {
+            Doing::Stopped => Doing::Parked,
+            other => other,
+        };
+        let running = stopped.cont(0)?;
+        self.keep(tid, running, doing);
+        Ok(())
+    }
+
+    /// A signal is about to be delivered to a thread: it becomes news, or will be reported once more.
+    fn take_signal(
+        &mut self,
+        stopped: Stopped,
+        mut seen: SignalSeen,
+        news: &mut Vec<News>,
+    ) -> Result<Stopped, TraceeError> {
+        // With one thread it makes no difference.
+        if Stub::is_own_trap(&seen.info) || self.threads.len() < 2 {
+            self.note_signal(seen, news);
+            return Ok(stopped);
+        }
+        let known = self.put_back.iter().position(|info| *info == seen.info);
+        let (stopped, origin) = match known_origin(&seen.info, self.pid) {
+            Some(origin) => (stopped, origin),
+            None if known.is_some() => {
+                known.map(|at| self.put_back.remove(at));
+                (stopped, Origin::Process)
+            }
+            None => {
+                let deadline = Instant::now() + STOP_LIMIT;
+                let mut others = Vec::new();
+                let (stopped, origin) = stopped.find_origin(0, deadline, &mut others)?;
+                for seen in others {
+                    self.note_signal(seen, news);
+                }
+                if origin == Origin::Process {
+                    self.put_back.push_front(seen.info);
+                    self.put_back.truncate(PUT_BACK_MAX);
+                    return Ok(stopped);
+                }
+                (stopped, origin)
+            }
+        };
+        seen.to_thread = origin == Origin::Thread;
+        self.note_signal(seen, news);
+        Ok(stopped)
     }
 
     fn note_signal(&mut self, seen: SignalSeen, news: &mut Vec<News>) {
@@ -350,12 +415,16 @@ impl Deputy {
         args: [u64; 6],
         news: &mut Vec<News>,
     ) -> Result<u64, TraceeError> {
+        // Signals wait, so that it can be told to whom they were sent; SIGSTOP cannot.
         let mut signals = Vec::new();
+        stopped.set_sigmask(ALL_SIGNALS)?;
         let raw = stopped.inject(&self.stub, call.1, args, &mut signals);
         for seen in signals {
             self.note_signal(seen, news);
         }
-        checked(call.0, raw?)
+        let raw = raw?;
+        stopped.set_sigmask(0)?;
+        checked(call.0, raw)
     }
 
     /// Takes a parked thread out of its pause. Signals that come first are news.
@@ -369,7 +438,6 @@ impl Deputy {
         let mut running = thread.running.take().unwrap_or(Running::assume(tid));
         running.interrupt()?;
         let deadline = Instant::now() + STOP_LIMIT;
-        let mut trapped = false;
         loop {
             let stopped = running.wait(deadline)?;
             match stopped.stop() {
@@ -377,18 +445,18 @@ impl Deputy {
                 _ if self.is_ending(tid) => running = stopped.cont(0)?,
                 Stop::SignalDelivery(_) => {
                     let info = stopped.siginfo()?;
-                    trapped |= Stub::is_own_trap(&info);
-                    if self.effect_of_own(&info).is_none() {
-                        self.note_signal(SignalSeen::at_delivery(tid, info), news);
-                    }
+                    let stopped = match self.effect_of_own(&info) {
+                        None => {
+                            self.take_signal(stopped, SignalSeen::at_delivery(tid, info), news)?
+                        }
+                        Some(_) => stopped,
+                    };
                     stopped.interrupt()?; // any stop makes the kernel forget the last one
                     running = stopped.cont(0)?;
                 }
                 // Neither must be left to the process that comes home.
                 _ if self.carrier_comes && tid == self.pid => running = stopped.cont(0)?,
-                _ if !trapped && self.stub.is_behind_trap(&stopped.regs()?) => {
-                    running = stopped.cont(0)?;
-                }
+                _ if stopped.stub_trap_is_pending()? => running = stopped.cont(0)?,
                 _ => {
                     self.answer_early(&stopped, news)?;
                     return Ok(stopped);

@@ -9,7 +9,7 @@ use proto::v1::{HomeCall, HomeReply};
 
 use super::deputy::{Deputy, News};
 use crate::homecall::{HomeCallError, Memory, gather::gather};
-use crate::tracee::{Event, Frozen, event};
+use crate::tracee::{Event, Frozen, Running, Stop, Stopped, event};
 
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -184,6 +184,81 @@ fn a_call_that_is_withdrawn_as_it_ends_leaves_nothing_behind() -> TestResult {
         let (id, reply, _) = parked.reply()?;
         assert_eq!(id, request);
         assert!(reply.interrupted || reply.result == i64::from(std::process::id()));
+    }
+    Ok(())
+}
+
+impl Parked {
+    /// Unparks the deputy, looks at its threads, and parks it again.
+    fn unpark(&mut self) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+        let (pid, stub) = (self.deputy.pid(), self.deputy.stub());
+        let empty = Deputy::park(pid, Vec::new(), stub)?;
+        let deputy = std::mem::replace(&mut self.deputy, empty);
+        let stopped = deputy.unpark(&mut self.news)?;
+        let mut left = Vec::new();
+        for thread in &stopped {
+            left.extend(thread.pending_signals(false)?);
+        }
+        self.deputy = Deputy::park(pid, stopped, stub)?;
+        Ok(left.iter().map(|info| format!("{info:?}")).collect())
+    }
+
+    /// A call whose trap has happened when an interrupt came: its signal waits behind that.
+    fn interrupted_at_its_trap(&mut self) -> Result<Stopped, Box<dyn std::error::Error>> {
+        const TRAP_BIT: u64 = 1 << (libc::SIGTRAP - 1);
+        let (pid, deadline) = (self.deputy.pid(), Instant::now() + LIMIT);
+        self.call(1, libc::SYS_getppid, [0; 6])?;
+        let stopped = Running::assume(pid).wait(deadline)?;
+        assert_eq!(stopped.stop(), Stop::SignalDelivery(libc::SIGTRAP));
+        // A signal that is blocked when it is to be delivered goes back into its queue.
+        stopped.set_sigmask(TRAP_BIT)?;
+        stopped.interrupt()?;
+        let stopped = stopped.cont(libc::SIGTRAP)?.wait(deadline)?;
+        assert_eq!(stopped.stop(), Stop::Interrupted);
+        assert!(stopped.stub_trap_is_pending()?);
+        stopped.set_sigmask(0)?;
+        Ok(stopped)
+    }
+}
+
+/// The program at home would die of it.
+#[test]
+fn no_trap_of_a_call_is_left_to_the_process_that_comes_home() -> TestResult {
+    let mut parked = Parked::new()?;
+    let stopped = parked.interrupted_at_its_trap()?;
+    // As soon as it gets a CPU: it is parked, and the interrupt of the return comes first.
+    stopped.interrupt()?;
+    let _parked = stopped.start_call(&parked.deputy.stub(), libc::SYS_pause, [0; 6])?;
+    assert_eq!(parked.unpark()?, [""; 0]);
+    assert!(!parked.news.iter().any(|one| matches!(one, News::Signal(_))));
+    Ok(())
+}
+
+#[test]
+fn a_trap_behind_an_interrupt_ends_its_call_once() -> TestResult {
+    let mut parked = Parked::new()?;
+    let _interrupted = parked.interrupted_at_its_trap()?;
+    let (pid, event) = (parked.deputy.pid(), Event::Stopped(Stop::Interrupted));
+    parked.deputy.on_event(pid, event, &mut parked.news)?;
+    assert!(parked.news.is_empty(), "{:?}", parked.news);
+    let (id, reply, _) = parked.reply()?;
+    assert_eq!((id, reply.result), (1, i64::from(std::process::id())));
+    assert_eq!(parked.unpark()?, [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn a_return_amid_a_call_leaves_no_trap_behind() -> TestResult {
+    let mut parked = Parked::new()?;
+    for request in 0..5_000 {
+        parked.call(request, libc::SYS_getppid, [0; 6])?;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_nanos(request % 400 * 100) {}
+        parked.deputy.cancel(RequestId(request))?;
+        assert_eq!(parked.unpark()?, [""; 0], "{request}");
+        let replies = |one: &News| matches!(one, News::Reply(id, ..) if id.0 == request);
+        assert_eq!(parked.news.len(), 1, "{:?}", parked.news);
+        assert!(parked.news.drain(..).all(|one| replies(&one)));
     }
     Ok(())
 }

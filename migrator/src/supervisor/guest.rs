@@ -20,6 +20,7 @@ use crate::keeper::Peer;
 use crate::numbers::HomeNumbers;
 use crate::sys::ptrace::RawSiginfo;
 use crate::sys::seccomp::Listener;
+use crate::tracee::inject::restart_wait;
 use crate::tracee::{Event, Running, Stop, Stopped, Stub, TraceeError};
 
 /// One thread.
@@ -176,7 +177,13 @@ impl Guest {
                     Whereabouts::Running(stopped.cont(0)?)
                 }
             }
-            Stop::Seccomp => Whereabouts::Running(stopped.cont_to_syscall(0)?),
+            Stop::Seccomp => {
+                // This stop has made the kernel forget an interrupt, and the call may wait.
+                if self.freezing {
+                    stopped.interrupt()?;
+                }
+                Whereabouts::Running(stopped.cont_to_syscall(0)?)
+            }
             Stop::Syscall => self.on_result(stopped, peer)?,
             Stop::Exiting | Stop::Other(_) => Whereabouts::Running(self.go_on(stopped, 0)?),
         };
@@ -285,7 +292,7 @@ impl Guest {
             let goes_on = match at {
                 Whereabouts::Held(stopped) => match stopped.stop() {
                     Stop::GroupStop(_) => stopped.listen().map(Whereabouts::Listening),
-                    _ => stopped.cont(0).map(Whereabouts::Running),
+                    _ => run_on(stopped).map(Whereabouts::Running),
                 },
                 other => Ok(other),
             };
@@ -314,6 +321,12 @@ impl Guest {
             let _ = running.interrupt(); // a thread that died needs no restart
         }
     }
+}
+
+/// Lets a thread go on that was held in vain.
+fn run_on(stopped: Stopped) -> Result<Running, TraceeError> {
+    stopped.set_regs(&restart_wait(&stopped.regs()?))?;
+    stopped.cont(0)
 }
 
 /// Whether a thread has a signal pending that it does not block.

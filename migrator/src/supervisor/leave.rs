@@ -17,7 +17,7 @@ use crate::restore::GuestBuilder;
 use crate::sys::pidfd;
 use crate::sys::ptrace::RawSiginfo;
 use crate::tracee::procfs::{self, Maps};
-use crate::tracee::{Frozen, Running, Stopped, TraceeError, options};
+use crate::tracee::{Frozen, Running, SignalSeen, Stopped, TraceeError, options};
 
 /// How long home may take to take the process after the last page.
 const TAKE_LIMIT: Duration = Duration::from_secs(120);
@@ -134,14 +134,21 @@ impl Guest {
                 held.push(stopped);
             }
         }
-        let mut held = self.out_of_vdso(held)?;
+        let mut signals = Vec::new();
+        let mut held = self.out_of_vdso(held, &mut signals)?;
         held.sort_by_key(|stopped| stopped.tid() != leader);
-        Frozen::adopt(leader, held, self.stub)
+        let mut frozen = Frozen::adopt(leader, held, self.stub)?;
+        frozen.signals = signals;
+        Ok(frozen)
     }
 
     /// No thread stays amid a function of the vdso: those that tell the time read a page that only
     /// processes in a time namespace have, and home's process would get SIGBUS.
-    fn out_of_vdso(&self, held: Vec<Stopped>) -> Result<Vec<Stopped>, TraceeError> {
+    fn out_of_vdso(
+        &self,
+        held: Vec<Stopped>,
+        signals: &mut Vec<SignalSeen>,
+    ) -> Result<Vec<Stopped>, TraceeError> {
         let maps =
             Maps::read(self.host_pid).map_err(|error| procfs::failed(self.host_pid, error))?;
         let Some(vdso) = maps.named("[vdso]") else {
@@ -149,7 +156,7 @@ impl Guest {
         };
         let code = vdso.start..vdso.end;
         held.into_iter()
-            .map(|stopped| stopped.step_out_of(&code))
+            .map(|stopped| stopped.step_out_of(&code, signals))
             .collect()
     }
 

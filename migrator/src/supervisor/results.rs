@@ -17,6 +17,7 @@ use super::opens::{self, Look};
 use crate::homecall::gather::gather;
 use crate::keeper::Peer;
 use crate::numbers;
+use crate::sys::ptrace::RawSiginfo;
 use crate::sys::regs::{NO_SYSCALL, Regs};
 use crate::syscalls::filter::ARCH_X86_64;
 use crate::tracee::inject::{SYSCALL_BYTES, is_restart_code};
@@ -30,11 +31,32 @@ impl Guest {
         peer: &Peer,
     ) -> Result<Whereabouts, TraceeError> {
         let regs = stopped.regs()?;
+        if regs.syscall_number() == Some(libc::SYS_rt_sigtimedwait) {
+            self.describe_signal(&regs, &stopped.memory())?;
+            return Ok(Whereabouts::Running(self.go_on(stopped, 0)?));
+        }
         let is_homes = self.numbers.correct_result(&regs, &stopped.memory())?;
         if !is_homes && self.ask_again(stopped.tid(), &regs, peer) {
             return Ok(Whereabouts::Asking(stopped));
         }
         Ok(Whereabouts::Running(self.go_on(stopped, 0)?))
+    }
+
+    /// A thread has waited for a signal: one that was forwarded gets its description back.
+    fn describe_signal(&mut self, regs: &Regs, memory: &Memory) -> Result<(), TraceeError> {
+        let waited = regs.rax.cast_signed() > 0;
+        let (place, mut token) = (regs.rsi, RawSiginfo::queued(0, 0));
+        if !waited || place == 0 {
+            return Ok(());
+        }
+        let described = match memory.read(place, &mut token.0) {
+            Ok(()) => self.forwarded.take(&token),
+            Err(error) => return not_dead(error),
+        };
+        match described {
+            Some(info) => memory.write(place, &info.0).or_else(not_dead),
+            None => Ok(()),
+        }
     }
 
     /// Asks home in place of a call that was made here, if it named what is home's.
@@ -118,6 +140,11 @@ impl Guest {
         stopped.set_regs(&regs)?;
         self.go_on(stopped, 0)
     }
+}
+
+/// Memory that another thread has unmapped meanwhile is no error of ours.
+fn not_dead(error: TraceeError) -> Result<(), TraceeError> {
+    if error.is_death() { Err(error) } else { Ok(()) }
 }
 
 /// A call that named files and has failed, or told of what may be no file of home's.

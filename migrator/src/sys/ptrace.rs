@@ -339,6 +339,18 @@ impl RawSiginfo {
         Self(bytes)
     }
 
+    /// A SIGSTOP as kill(2) sends it, of which nothing else is known any more.
+    #[must_use]
+    pub fn stop() -> Self {
+        let mut bytes = [0; SIGINFO_BYTES];
+        let number = libc::SIGSTOP.to_ne_bytes();
+        bytes
+            .iter_mut()
+            .zip(number)
+            .for_each(|(to, from)| *to = from);
+        Self(bytes)
+    }
+
     /// `si_signo`.
     #[must_use]
     pub fn signal(&self) -> i32 {
@@ -349,6 +361,12 @@ impl RawSiginfo {
     #[must_use]
     pub fn code(&self) -> i32 {
         self.word(8)
+    }
+
+    /// `si_pid`, of codes that have one.
+    #[must_use]
+    pub fn sender(&self) -> i32 {
+        self.word(16)
     }
 
     fn word(&self, offset: usize) -> i32 {

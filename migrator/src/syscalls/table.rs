@@ -3,7 +3,7 @@
 use super::Class::{Both, Home, Return};
 use super::{
     Row, always, back, both, corrected, home, local, look, on_bits, on_home_fd,
-    on_home_fd_or_corrected, on_known_fd, refuse, to_others,
+    on_home_fd_or_corrected, on_known_fd, refuse, tells_signal, to_others,
 };
 
 /// `MAP_SHARED` and `MAP_SHARED_VALIDATE` (3, which includes it) of mmap(2).
@@ -140,7 +140,7 @@ pub static TABLE: &[Row] = &[
     look(125, "capget", Home),
     back(126, "capset"),
     local(127, "rt_sigpending"),
-    local(128, "rt_sigtimedwait"),
+    tells_signal(128, "rt_sigtimedwait"),
     to_others(129, "rt_sigqueueinfo", 0, Home),
     local(130, "rt_sigsuspend"),
     local(131, "sigaltstack"),

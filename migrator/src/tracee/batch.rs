@@ -130,7 +130,11 @@ impl Stopped {
                 continue;
             };
             let info = self.siginfo()?;
-            if Stub::is_own_trap(&info) && self.regs()?.rip == behind {
+            if signal == libc::SIGTRAP && self.regs()?.rip == behind {
+                // One that waited in the thread's own queue already takes the trap's place.
+                if !Stub::is_own_trap(&info) {
+                    signals.push(SignalSeen::at_delivery(tid, info));
+                }
                 return Ok(());
             }
             if FAULTS.contains(&signal) && info.code() > 0 {

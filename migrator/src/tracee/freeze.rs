@@ -1,10 +1,12 @@
 //! All threads of a process stopped at once.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
 use crate::sys::regs::Regs;
 
+use super::event::{self, Event};
 use super::inject::{self, SignalSeen, Stub};
 use super::{Running, Stop, Stopped, TraceeError, options, procfs};
 
@@ -12,6 +14,11 @@ use super::{Running, Stop, Stopped, TraceeError, options, procfs};
 pub(super) const ROUNDS_MAX: usize = 100;
 /// Scratch memory of the stub that a frozen process gets.
 const SCRATCH_BYTES: u64 = 32 * 1024;
+/// How long one thread is waited for before the others are looked at: one that executes a program
+/// waits for their ends to be taken note of.
+const COLLECT_SLICE: Duration = Duration::from_millis(20);
+/// How long a thread that has ended may take to be gone.
+const REAP_LIMIT: Duration = Duration::from_secs(2);
 /// Every signal.
 pub(crate) const ALL_SIGNALS: u64 = u64::MAX;
 
@@ -108,16 +115,14 @@ impl Frozen {
             let listed = procfs::threads(pid).map_err(|error| procfs::failed(pid, error))?;
             let known = |tid: &i32| self.threads.iter().any(|t| t.stopped.tid() == *tid);
             let new: Vec<i32> = listed.into_iter().filter(|tid| !known(tid)).collect();
-            if new.is_empty() {
+            if new.is_empty() && self.stand_still(deadline)? {
                 return Ok(());
             }
-            let mut running = Vec::new();
+            let mut running = VecDeque::new();
             let failure = new
                 .iter()
                 .find_map(|tid| self.catch(*tid, &mut running).err());
-            for thread in running {
-                self.collect(thread, deadline)?;
-            }
+            self.collect_all(running, deadline)?;
             if let Some(error) = failure {
                 return Err(error);
             }
@@ -125,13 +130,65 @@ impl Frozen {
         Err(TraceeError::Timeout { tid: pid })
     }
 
+    /// Whether all threads are still where they were stopped. One that ended the others by execve(2)
+    /// meanwhile is the leader now, and stopped anew.
+    fn stand_still(&mut self, deadline: Instant) -> Result<bool, TraceeError> {
+        let mut changed = VecDeque::new();
+        let mut still = true;
+        self.threads.retain(|thread| {
+            let tid = thread.stopped.tid();
+            let news = event::poll_one(tid);
+            if let Ok(Some(Event::Stopped(stop))) = news {
+                changed.push_back((tid, stop));
+            }
+            let stays = matches!(news, Ok(None));
+            still &= stays;
+            stays
+        });
+        for (tid, stop) in changed {
+            let stopped = Running::assume(tid).on_event(Event::Stopped(stop))?;
+            self.collect(stopped, deadline)?;
+        }
+        Ok(still)
+    }
+
+    fn collect_all(
+        &mut self,
+        mut running: VecDeque<Running>,
+        deadline: Instant,
+    ) -> Result<(), TraceeError> {
+        while let Some(thread) = running.pop_front() {
+            let tid = thread.tid();
+            let slice = deadline.min(Instant::now() + COLLECT_SLICE);
+            match thread.wait(slice) {
+                Ok(stopped) => self.collect(stopped, deadline)?,
+                Err(error) if error.is_death() && self.goes_on_without(tid) => {}
+                Err(TraceeError::Timeout { .. }) if Instant::now() < deadline => {
+                    running.push_back(Running::assume(tid));
+                    self.stand_still(deadline)?;
+                }
+                Err(error) => {
+                    running.push_back(Running::assume(tid));
+                    running.into_iter().for_each(release);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the process lives on without a thread that has ended.
+    fn goes_on_without(&self, tid: i32) -> bool {
+        tid != self.pid || procfs::threads(self.pid).is_ok_and(|listed| !listed.is_empty())
+    }
+
     /// Seizes and interrupts one thread. One that has just ended is no failure, unless it leads
     /// the process.
-    fn catch(&self, tid: i32, running: &mut Vec<Running>) -> Result<(), TraceeError> {
+    fn catch(&self, tid: i32, running: &mut VecDeque<Running>) -> Result<(), TraceeError> {
         match Running::seize(tid, options::TRACESYSGOOD) {
             Ok(thread) => {
                 let asked = thread.interrupt();
-                running.push(thread);
+                running.push_back(thread);
                 asked
             }
             Err(error) if self.may_miss(tid, &error) => Ok(()),
@@ -147,18 +204,12 @@ impl Frozen {
         tid != self.pid && (error.is_death() || ending())
     }
 
-    /// Waits for the stop of an interrupted thread. A signal that comes first is delivered: once it
-    /// is taken from its queue nothing tells any more which queue that was. A stop signal is kept
-    /// aside: it would stop threads that are to work for us.
-    fn collect(&mut self, mut thread: Running, deadline: Instant) -> Result<(), TraceeError> {
-        let tid = thread.tid();
-        let mut group_stop = None;
+    /// Brings a thread from its first stop to that of its interrupt. A signal that comes first is
+    /// delivered: once it is taken from its queue nothing tells any more which queue that was. A stop
+    /// signal is kept aside: it would stop threads that are to work for us.
+    fn collect(&mut self, mut stopped: Stopped, deadline: Instant) -> Result<(), TraceeError> {
+        let tid = stopped.tid();
         loop {
-            let stopped = match thread.wait(deadline) {
-                Ok(stopped) => stopped,
-                Err(error) if error.is_death() && tid != self.pid => return Ok(()),
-                Err(error) => return Err(error),
-            };
             let mut deliver = 0;
             match stopped.stop() {
                 Stop::SignalDelivery(signal) if stops_by_default(signal) => {
@@ -166,23 +217,28 @@ impl Frozen {
                     self.signals.push(SignalSeen::at_delivery(tid, info));
                 }
                 Stop::SignalDelivery(signal) => deliver = signal,
-                Stop::GroupStop(signal) => group_stop = Some(signal),
+                Stop::Interrupted | Stop::GroupStop(_) => return self.add(stopped),
                 _ => {}
             }
-            if matches!(stopped.stop(), Stop::Interrupted | Stop::GroupStop(_)) {
-                let mut thread = FrozenThread::new(stopped)?;
-                thread.group_stop = group_stop;
-                let place = if tid == self.pid {
-                    0
-                } else {
-                    self.threads.len()
-                };
-                self.threads.insert(place, thread);
-                return Ok(());
+            let next = stopped.interrupt().and_then(|()| stopped.cont(deliver));
+            match next.and_then(|running| running.wait(deadline)) {
+                Ok(next) => stopped = next,
+                Err(error) if error.is_death() && self.goes_on_without(tid) => return Ok(()),
+                Err(error) => return Err(error),
             }
-            stopped.interrupt()?;
-            thread = stopped.cont(deliver)?;
         }
+    }
+
+    fn add(&mut self, stopped: Stopped) -> Result<(), TraceeError> {
+        let tid = stopped.tid();
+        let thread = match FrozenThread::new(stopped) {
+            Err(error) if error.is_death() && self.goes_on_without(tid) => return Ok(()),
+            other => other?,
+        };
+        let leads = tid == self.pid;
+        let place = if leads { 0 } else { self.threads.len() };
+        self.threads.insert(place, thread);
+        Ok(())
     }
 
     /// The process.
@@ -265,28 +321,37 @@ impl Frozen {
     /// Lets the process run on as if nothing had happened: the stub goes, signals are put back,
     /// interrupted system calls are restarted by the kernel's own rules.
     ///
+    /// From when the first thread runs it may do anything, such as ending all others: that they are
+    /// gone is no failure.
+    ///
     /// # Errors
-    /// The first failure; the remaining threads are released all the same.
+    /// The first failure; the remaining threads are released all the same. `Died` when the process
+    /// ended before it ran.
     pub fn thaw(mut self) -> Result<(), TraceeError> {
+        let own = self.stub;
         let mut first = self.undo().err();
-        let mut settled = Vec::new();
+        let mut ready = Vec::new();
         for thread in std::mem::take(&mut self.threads) {
-            match thread.settle(&mut self.stops) {
-                Ok(stopped) => settled.push(stopped),
+            match thread.settle(own, &mut self.stops) {
+                Ok(stopped) => ready.push(stopped),
                 Err(error) => drop(first.get_or_insert(error)),
             }
         }
         self.stop_if_due();
-        for stopped in settled {
-            if let Err(error) = stopped.detach(0) {
-                first.get_or_insert(error);
+        for stopped in ready {
+            let tid = stopped.tid();
+            match stopped.detach(0) {
+                Err(error) if error.is_death() => reap(tid, self.pid),
+                Err(error) => drop(first.get_or_insert(error)),
+                Ok(()) => {}
             }
         }
         first.map_or(Ok(()), Err)
     }
 
     /// Lets the process run on under our eyes: signals are put back, registers and masks set, the
-    /// stub stays; the threads in order, traced with `options`.
+    /// stub stays; the threads in order, traced with `options`. The end of a thread that the first
+    /// ones have ended is reported by waitpid(2), as any other.
     ///
     /// # Errors
     /// [`TraceeError`]; the process may run in part then.
@@ -296,15 +361,19 @@ impl Frozen {
         self.requeue_signals()?;
         let mut prepared = Vec::new();
         for thread in std::mem::take(&mut self.threads) {
-            let stopped = thread.settle(&mut self.stops)?;
+            let stopped = thread.settle(self.stub, &mut self.stops)?;
             stopped.set_options(options)?;
             prepared.push(stopped);
         }
         self.stop_if_due();
-        prepared
-            .into_iter()
-            .map(|stopped| stopped.cont(0))
-            .collect()
+        let go_on = |stopped: Stopped| {
+            let tid = stopped.tid();
+            match stopped.cont(0) {
+                Err(error) if error.is_death() => Ok(Running::assume(tid)),
+                other => other,
+            }
+        };
+        prepared.into_iter().map(go_on).collect()
     }
 
     /// Has a stop that was due take effect, unless SIGCONT has come since.
@@ -356,23 +425,56 @@ impl FrozenThread {
     }
 
     /// Sets registers and signal mask, in a stop from where the thread can go on; `stops` becomes
-    /// true if a SIGSTOP came meanwhile.
-    fn settle(self, stops: &mut bool) -> Result<Stopped, TraceeError> {
+    /// true if a SIGSTOP came meanwhile. No thread is left in `stub`: its trap would be the program's.
+    fn settle(self, stub: Option<Stub>, stops: &mut bool) -> Result<Stopped, TraceeError> {
+        let tid = self.stopped.tid();
+        if stub.is_some_and(|stub| stub.contains(self.regs.rip)) {
+            let what = "thread in a stub that is to run the program".to_owned();
+            return Err(TraceeError::Unexpected { tid, what });
+        }
         let stopped = into_signal_stop(self.stopped, stops)?;
-        stopped.set_regs(&self.regs)?;
+        stopped.set_regs(&inject::restart_wait(&self.regs))?;
         stopped.set_sigmask(self.sigmask)?;
         Ok(stopped)
     }
 }
 
+/// Lets a thread go that was asked to stop, as soon as it has. One that hangs in the kernel is let go
+/// when its tracer ends.
+fn release(thread: Running) {
+    if let Ok(stopped) = thread.wait(Instant::now() + COLLECT_SLICE) {
+        let deliver = match stopped.stop() {
+            Stop::SignalDelivery(signal) => signal,
+            _ => 0,
+        };
+        // Nobody wants to know of a thread that has ended.
+        let _ = stopped.detach(deliver);
+    }
+}
+
+/// Takes note of the end of a thread, so that the others need not wait for that. Nobody waits for a
+/// leader whose place another thread has taken by execve(2).
+fn reap(tid: i32, leader: i32) {
+    let deadline = Instant::now() + REAP_LIMIT;
+    while tid != leader
+        && let Ok(news) = event::wait_one(tid, deadline)
+    {
+        if news.is_end() {
+            return;
+        }
+    }
+}
+
 /// Brings a thread to a stop inside the kernel's signal handling, where it applies the restart
 /// rules for the interrupted system call when it goes on: at a system call stop, where an injected
-/// call leaves it, a raw -ERESTARTSYS would go through to the program.
+/// call leaves it, a raw -ERESTARTSYS would go through to the program. All signals are blocked then,
+/// so that none is lost on the way.
 pub(super) fn into_signal_stop(stopped: Stopped, stops: &mut bool) -> Result<Stopped, TraceeError> {
     if matches!(stopped.stop(), Stop::Interrupted | Stop::GroupStop(_)) {
         return Ok(stopped);
     }
     let deadline = Instant::now() + super::CALL_DEADLINE;
+    stopped.set_sigmask(ALL_SIGNALS)?;
     stopped.interrupt()?;
     let running = stopped.cont(0)?;
     let mut stopped = running.wait(deadline)?;

@@ -42,7 +42,8 @@ pub struct SignalSeen {
 }
 
 impl SignalSeen {
-    /// A signal as it was seen at its delivery. By then only `SI_TKILL` tells a thread-directed one.
+    /// A signal as it was seen at its delivery. By then only `SI_TKILL` tells a thread-directed one
+    /// at once; [`Stopped::find_origin`] tells others.
     #[must_use]
     pub fn at_delivery(tid: i32, info: RawSiginfo) -> Self {
         let to_thread = info.code() == libc::SI_TKILL;
@@ -95,6 +96,35 @@ pub(crate) const SYSCALL_BYTES: u64 = 2;
 const SI_KERNEL: i32 = 0x80;
 /// -ERESTARTSYS … -ERESTART_RESTARTBLOCK: seen by tracers only.
 const RESTART_CODES: std::ops::RangeInclusive<i64> = -516..=-512;
+
+const EINTR: i64 = -4;
+const ERESTARTNOHAND: i64 = -514;
+
+/// Calls that fail with EINTR on any interruption (signal(7), "Interruption of system calls and
+/// library functions by stop signals").
+pub(crate) fn gives_up_when_stopped(number: i64) -> bool {
+    [
+        libc::SYS_epoll_wait,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_rt_sigtimedwait,
+        libc::SYS_semop,
+        libc::SYS_semtimedop,
+        libc::SYS_io_getevents,
+    ]
+    .contains(&number)
+}
+
+/// Registers with which a thread goes on that was interrupted by us: a call that has failed for that
+/// alone is made again, unless a handler runs.
+pub(crate) fn restart_wait(regs: &Regs) -> Regs {
+    let gives_up = regs.syscall_number().is_some_and(gives_up_when_stopped);
+    let rax = match regs.rax as i64 {
+        EINTR if gives_up => ERESTARTNOHAND as u64,
+        _ => regs.rax,
+    };
+    Regs { rax, ..*regs }
+}
 
 /// Is this raw result the kernel's private "to be restarted"?
 #[must_use]
@@ -188,7 +218,8 @@ impl Stub {
     }
 
     /// Whether a signal of a process that runs nothing but a stub is the stub's own trap. Another
-    /// stop may come between that trap and its signal, in which the call is seen to be done.
+    /// stop may come between that trap and its signal, in which the call is seen to be done; see
+    /// [`Stopped::stub_trap_is_pending`].
     #[must_use]
     pub fn is_own_trap(info: &RawSiginfo) -> bool {
         info.signal() == libc::SIGTRAP && info.code() == SI_KERNEL
@@ -350,6 +381,18 @@ impl Stopped {
             self.note_stop(stop);
         }
         Err(TraceeError::Timeout { tid })
+    }
+
+    /// Whether the trap of a stub has happened but its signal has not been reported yet: an interrupt
+    /// or a group-stop that arrives between the two is reported first (get_signal() of
+    /// kernel/signal.c). A thread that runs nothing but a stub must not be given anything else to do
+    /// before the signal has been taken: the program would die of it as soon as it runs by itself.
+    ///
+    /// # Errors
+    /// [`TraceeError::Died`].
+    pub fn stub_trap_is_pending(&self) -> Result<bool, TraceeError> {
+        let pending = self.pending_signals(false)?;
+        Ok(pending.iter().any(Stub::is_own_trap))
     }
 
     /// Starts a system call that may block; its end comes as a stop, to be read by

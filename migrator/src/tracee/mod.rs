@@ -5,7 +5,7 @@
 //!   but an ordinary answer: threads end whenever they like.
 //! * [`event`] — what waitpid reports, decoded.
 //! * [`inject`] — system calls executed by the tracee on our behalf; `batch` — many in one go.
-//! * [`memory`] — its memory.
+//! * [`memory`] — its memory; `origin` — whether a signal is for one thread.
 //! * [`freeze`] — all threads of a process at once.
 //! * [`procfs`] — the text files of /proc/PID.
 //!
@@ -16,6 +16,7 @@ pub mod event;
 pub mod freeze;
 pub mod inject;
 pub mod memory;
+mod origin;
 pub mod procfs;
 mod queues;
 mod state;
@@ -31,6 +32,7 @@ pub use event::{Event, Stop};
 pub use freeze::Frozen;
 pub use inject::{CallState, CallStop, SignalSeen, Stub};
 pub use memory::Memory;
+pub use origin::{Origin, known_origin};
 pub use state::{Running, Stopped};
 
 pub use crate::sys::ptrace::{RawSiginfo, RseqConfiguration, options};

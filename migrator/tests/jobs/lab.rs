@@ -4,6 +4,7 @@ use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use migrator::control::{self, Event, JobState};
@@ -221,4 +222,13 @@ pub fn real_data(path: &Path, bytes: usize) {
     }
     data.truncate(bytes);
     std::fs::write(path, data).unwrap();
+}
+
+/// Becomes true at the end of a scope, failed or not.
+pub struct OnDrop<'b>(pub &'b AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }

@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::lab::{Job, Lab};
+use super::lab::{Job, Lab, OnDrop};
 
 /// A program that answers each line on its pipes.
 struct Talker {
@@ -65,6 +66,66 @@ fn a_conversation_over_pipes_goes_on_through_moves() {
     lab.migrate();
     drop(talker.to.take());
     assert_eq!(talker.job.wait().code(), Some(7));
+}
+
+const PASS_ON: &str = "
+import hashlib, os, random, sys
+rng, digest = random.Random(5), hashlib.sha256()
+while True:
+    data = os.read(0, rng.choice([1, 512, 4096]))
+    if not data:
+        break
+    digest.update(data)
+    while data:
+        data = data[os.write(1, data):]
+sys.stderr.write(digest.hexdigest())
+";
+
+/// It is at home for each piece, and moved amid its calls. More moves by hand: OMFS_MOVES.
+#[test]
+fn a_job_between_two_pipes_survives_moves_amid_its_calls() {
+    let moves = std::env::var("OMFS_MOVES")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let mut command = Command::new("python3");
+    command.args(["-c", PASS_ON]).stderr(Stdio::piped());
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut job = Job(piped.spawn().unwrap());
+    let (mut to, mut from) = (job.0.stdin.take().unwrap(), job.0.stdout.take().unwrap());
+    let over = AtomicBool::new(false);
+    let (sent, got) = std::thread::scope(|scope| {
+        let feeder = scope.spawn(|| {
+            let mut sent = Vec::new();
+            while !over.load(Relaxed) {
+                let piece: Vec<u8> = (0..997_u32)
+                    .map(|at| (at ^ sent.len() as u32) as u8)
+                    .collect();
+                to.write_all(&piece).unwrap();
+                sent.extend(piece);
+            }
+            drop(to);
+            sent
+        });
+        let reader = scope.spawn(|| {
+            let mut got = Vec::new();
+            std::io::Read::read_to_end(&mut from, &mut got).unwrap();
+            got
+        });
+        let _over = OnDrop(&over);
+        let mut lab = Lab::new(job.0.id());
+        for step in 0..moves.unwrap_or(60) {
+            if step % 3 == 2 {
+                lab.home()
+            } else {
+                lab.migrate()
+            }
+        }
+        over.store(true, Relaxed);
+        (feeder.join().unwrap(), reader.join().unwrap())
+    });
+    assert!(sent == got, "{} bytes became {}", sent.len(), got.len());
+    let status = job.wait();
+    assert!(status.success(), "{status:?}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::lab::{Job, Lab, until};
+use super::lab::{Job, Lab, OnDrop, until};
 
 fn send(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
@@ -308,11 +308,110 @@ fn a_stop_holds_a_job_that_is_always_on_the_move() {
     });
 }
 
-/// Becomes true at the end of a scope, failed or not.
-struct OnDrop<'b>(&'b AtomicBool);
+/// Who has sent it and what with it: to whom waits for a signal, too.
+#[test]
+fn a_wait_for_a_signal_away_tells_who_has_sent_it() {
+    let script = "
+import signal
+signals = [signal.SIGUSR1, signal.SIGRTMIN + 2]
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+print('ready', flush=True)
+while True:
+    info = signal.sigwaitinfo(signals)
+    print(info.si_signo, info.si_code, info.si_pid, info.si_uid, flush=True)
+";
+    let mut job = Job(python(script));
+    let mut from = output(&mut job.0);
+    let mut lab = Lab::new(job.0.id());
+    let (me, uid) = (std::process::id(), nix::unistd::getuid());
+    let mut info = RawSiginfo::queued(libc::SIGRTMIN() + 2, 4711);
+    info.0[16..20].copy_from_slice(&me.to_ne_bytes());
+    info.0[20..24].copy_from_slice(&uid.as_raw().to_ne_bytes());
+    let mut next = || {
+        let mut line = String::new();
+        from.read_line(&mut line).unwrap();
+        line
+    };
+    let kill = format!("{} {} {me} {uid}\n", libc::SIGUSR1, libc::SI_USER);
+    let queued = format!("{} {} {me} {uid}\n", libc::SIGRTMIN() + 2, libc::SI_QUEUE);
+    for round in 0..4 {
+        send(&job.0, Signal::SIGUSR1);
+        assert_eq!(next(), kill, "{round}");
+        migrator::sys::signals::queue(job.0.id() as i32, None, &info).unwrap();
+        assert_eq!(next(), queued, "{round}");
+        if round == 3 {
+            lab.home()
+        } else {
+            lab.migrate()
+        }
+    }
+    send(&job.0, Signal::SIGUSR1);
+    assert_eq!(next(), kill);
+}
 
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
+/// Threads that each wait for their own signals of one number, from timers that name the thread
+/// (SIGEV_THREAD_ID), as the C library makes them for SIGEV_THREAD.
+const TIMERS: &str = "
+import ctypes, signal, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+number = signal.SIGRTMIN + 3
+signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+class Event(ctypes.Structure):
+    _fields_ = [('value', ctypes.c_void_p), ('signo', ctypes.c_int), ('notify', ctypes.c_int), ('tid', ctypes.c_int),
+                ('pad', ctypes.c_int * 11)]
+class Times(ctypes.Structure): _fields_ = [(name, ctypes.c_long) for name in 'abcd']
+counts = [0, 0, 0]
+def expect(at):
+    timer = ctypes.c_int()
+    event = Event(at, number, 4, threading.get_native_id())
+    assert libc.syscall(222, 1, ctypes.byref(event), ctypes.byref(timer)) == 0
+    each = Times(0, 7000000, 0, 7000000)
+    assert libc.syscall(223, timer, 0, ctypes.byref(each), None) == 0
+    info = ctypes.create_string_buffer(128)
+    wanted = ctypes.c_ulong(1 << (number - 1))
+    while True:
+        if libc.syscall(128, ctypes.byref(wanted), info, None, 8) != number: continue
+        code, value = int.from_bytes(info[8:12], 'little', signed=True), int.from_bytes(info[24:32], 'little')
+        if (code, value) != (-2, at): print('thread', at, 'got', code, value, flush=True)
+        counts[at] += 1
+for at in range(3): threading.Thread(target=expect, args=(at,), daemon=True).start()
+print('ready', flush=True)
+for line in sys.stdin: print(*counts, flush=True)
+";
+
+#[test]
+fn timers_of_threads_reach_their_threads_wherever_the_job_is() {
+    let mut command = Command::new("python3");
+    command.args(["-c", TIMERS]).stdin(Stdio::piped());
+    let mut job = Job(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut from = output(&mut job.0);
+    let mut to = job.0.stdin.take().unwrap();
+    let mut counts = || -> Vec<u64> {
+        std::io::Write::write_all(&mut to, b"\n").unwrap();
+        let mut line = String::new();
+        from.read_line(&mut line).unwrap();
+        let numbers = line.split_whitespace().map(str::parse);
+        numbers
+            .collect::<Result<_, _>>()
+            .unwrap_or_else(|_| panic!("{line}"))
+    };
+    let mut all_go_on = |at: &str| {
+        let before = counts();
+        until(at, || {
+            let now = counts();
+            now.iter()
+                .zip(&before)
+                .all(|(now, before)| *now > before + 3)
+        });
+    };
+    all_go_on("timers at home");
+    let mut lab = Lab::new(job.0.id());
+    for _ in 0..3 {
+        lab.migrate();
+        all_go_on("timers away");
+        lab.migrate();
+        all_go_on("timers at a third node");
+        lab.home();
+        all_go_on("timers at home again");
     }
 }

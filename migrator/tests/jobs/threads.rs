@@ -1,8 +1,10 @@
 //! Programs with several threads.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+
+use migrator::control::RunState;
 
 use super::lab::{Job, Lab, real_data, until};
 
@@ -98,4 +100,56 @@ sys.exit(5)
     }
     let sum = std::fs::read_to_string(out.with_extension("sum")).unwrap();
     assert_eq!(sum, total.to_string());
+}
+
+/// Threads that wait, and a first one that ends them all as soon as it may.
+const ENDS_THEM: &str = "
+import os, signal, sys, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+threading.stack_size(65536)
+for _ in range(int(sys.argv[2])):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print('ready', flush=True)
+signal.sigwait([signal.SIGUSR1])
+if sys.argv[1] == 'exec':
+    os.execv('/bin/sh', ['sh', '-c', 'sleep .1; echo executed'])
+os.open('/proc/self/stat', os.O_RDONLY)
+os._exit(7)
+";
+
+fn ends_them(how: &str, threads: u32) -> (std::process::ExitStatus, String, Lab) {
+    let mut command = Command::new("python3");
+    command.args(["-c", ENDS_THEM, how, &threads.to_string()]);
+    let mut job = Job(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut from = BufReader::new(job.0.stdout.take().unwrap());
+    from.read_line(&mut String::new()).unwrap();
+    let mut lab = Lab::new(job.0.id());
+    lab.migrate();
+    let pid = nix::unistd::Pid::from_raw(job.0.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGUSR1).unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut from, &mut said).unwrap();
+    (job.wait(), said, lab)
+}
+
+/// Coming home for execve(2): the first thread that runs again ends all others.
+#[test]
+fn a_process_with_threads_comes_home_to_execute_another_program() {
+    for threads in [1, 4, 60] {
+        for _ in 0..3 {
+            let (status, said, lab) = ends_them("exec", threads);
+            assert!(status.success(), "{threads} threads: {status:?}");
+            assert_eq!(said, "executed\n");
+            assert_eq!(lab.state().state, RunState::Home, "{:?}", lab.state());
+        }
+    }
+}
+
+#[test]
+fn a_process_with_threads_comes_home_and_ends() {
+    for threads in [1, 60] {
+        let (status, _, lab) = ends_them("exit", threads);
+        assert_eq!(status.code(), Some(7), "{threads} threads");
+        assert_eq!(lab.state().state, RunState::Home, "{:?}", lab.state());
+    }
 }
