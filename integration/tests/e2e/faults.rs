@@ -29,6 +29,12 @@ pub fn tests() -> Vec<Trial> {
         .alone("the_host_is_cut_off", &[], silence::host_cut_off)
         .alone("the_home_is_frozen", &[], silence::home_frozen)
         .alone("the_host_is_frozen", &[], silence::host_frozen)
+        .alone("nodes_that_stand_still_for_long", &[], silence::long_frozen)
+        .alone(
+            "a_deputy_that_stands_still",
+            &[Need::Tool("python3")],
+            silence::deputy_frozen,
+        )
         .alone("a_shim_that_hangs", &[], silence::shim_stopped)
         .alone("a_supervisor_that_hangs", &[], silence::supervisor_stopped)
         .alone("a_target_that_is_cut_off", &[], silence::target_cut_off)

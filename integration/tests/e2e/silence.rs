@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use crate::harness::{BEGIN, BEGUN, SOON, until, with_omfs};
 
-/// Longer than any silence that is borne: 15 s, and what a busy machine adds.
+/// The limit of silence where a test is to see it passed; by default it is minutes.
+const LIMITED: &str = "[jobs]\nsilence_max_ms = 15000\n";
+/// Longer than that limit, and what a busy machine adds.
 const TOO_LONG: Duration = Duration::from_secs(25);
 /// A silence that must be borne.
 const BORNE: Duration = Duration::from_secs(8);
@@ -106,6 +108,13 @@ fn lab_of(nodes: usize) -> Result<Lab> {
     Lab::up(&with_omfs(nodes)?)
 }
 
+/// Nodes that bear a silence of 15 s.
+fn limited_lab() -> Result<Lab> {
+    let mut options = with_omfs(2)?;
+    options.config.push_str(LIMITED);
+    Lab::up(&options)
+}
+
 /// All nodes are one cluster again, nothing of a lost job is left, and the next one moves.
 fn all_is_well(lab: &Lab, host: &str) -> Result<()> {
     for (node, other) in [("n1", host), (host, "n1")] {
@@ -164,7 +173,7 @@ pub fn host_cut_off() -> Result<()> {
 
 /// Freezes a node for less than the limit, which does no harm, and then for longer.
 fn frozen(node: &str, why: &str) -> Result<()> {
-    let lab = lab_of(2)?;
+    let lab = limited_lab()?;
     let job = Job::at(&lab, "n2")?;
     job.works()?;
     lab.freeze(node)?;
@@ -194,6 +203,54 @@ pub fn host_frozen() -> Result<()> {
     frozen("n2", "no sign of life")
 }
 
+/// Freezes each node in turn for longer than a dead one takes to be noticed.
+pub fn long_frozen() -> Result<()> {
+    let lab = lab_of(2)?;
+    let job = Job::at(&lab, "n2")?;
+    for node in ["n1", "n2"] {
+        job.works()?;
+        lab.freeze(node)?;
+        std::thread::sleep(TOO_LONG);
+        lab.thaw(node)?;
+        job.works().with_context(|| format!("{node} was frozen"))?;
+        ensure!(job.place()? == "n2", "{}", job.listed()?);
+    }
+    job.migrate("home")?;
+    job.works()?;
+    job.end()?;
+    lab.down()
+}
+
+/// Freezes a job's cgroup at home, as `docker pause` does, while the job makes calls there.
+pub fn deputy_frozen() -> Result<()> {
+    let lab = lab_of(2)?;
+    let frozen = "/sys/fs/cgroup/freezer/paused";
+    lab.sh("n1", &format!("mkdir -p {frozen}"))?;
+    let start = "rm -f /root/said; mkfifo -m 600 /root/pipe; cat /root/pipe >/root/said 2>/dev/null </dev/null & \
+        setsid python3 -uc 'import itertools,time\nfor i in itertools.count(): print(i); time.sleep(0.05)' \
+        >/root/pipe 2>/dev/null </dev/null & echo $!";
+    let pid = lab.sh("n1", start)?.trim().to_owned();
+    let grows = |what: &str| -> Result<()> {
+        let lines = lab.sh("n1", "wc -l </root/said")?;
+        let more = format!("[ $(wc -l </root/said) -gt $(({} + 20)) ]", lines.trim());
+        until(&lab, "n1", &more).with_context(|| what.to_owned())
+    };
+    grows("at home")?;
+    lab.sh("n1", &format!("omfs migrate {pid} n2"))?;
+    grows("away")?;
+    lab.sh(
+        "n1",
+        &format!("echo {pid} >{frozen}/cgroup.procs; echo FROZEN >{frozen}/freezer.state"),
+    )?;
+    std::thread::sleep(BORNE);
+    lab.sh("n1", &format!("echo THAWED >{frozen}/freezer.state"))?;
+    grows("after its deputy was frozen")?;
+    lab.sh("n1", &format!("omfs migrate {pid} home"))?;
+    grows("home again")?;
+    lab.sh("n1", &format!("kill -KILL {pid}"))?;
+    lab.down()
+}
+
 /// A keeper's own process, as its state file tells.
 fn keeper(lab: &Lab, node: &str, file: &str) -> Result<i64> {
     let state: Value = serde_json::from_str(&lab.sh(node, &format!("cat /run/omfs/{file}"))?)?;
@@ -202,7 +259,7 @@ fn keeper(lab: &Lab, node: &str, file: &str) -> Result<i64> {
 
 /// Stops the process of a keeper for longer than the limit.
 fn stopped_keeper(node: &str, file: impl Fn(i64) -> String, why: &str) -> Result<()> {
-    let lab = lab_of(2)?;
+    let lab = limited_lab()?;
     let job = Job::at(&lab, "n2")?;
     let keeper = keeper(&lab, node, &file(job.pid))?;
     lab.sh(node, &format!("kill -STOP {keeper}"))?;

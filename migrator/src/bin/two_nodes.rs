@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use migrator::control::{self, Event};
+use migrator::keeper::SILENCE_MAX;
 use migrator::shim::{self, Connector, ShimConfig};
 use migrator::supervisor::{self, SupervisorConfig};
 use proto::frame::Frame;
@@ -55,6 +56,7 @@ fn host(pid: i32, socket: &Path, name: &str) -> io::Result<()> {
         mfs: None,
         cgroups: Vec::new(),
         state_file: None,
+        silence_max: SILENCE_MAX,
     };
     supervisor::run(config, unix_link(stream)?, None)
 }
@@ -68,6 +70,7 @@ fn hold(pid: i32, directory: &Path) -> io::Result<()> {
         here: "home".into(),
         state_file: Some(directory.join("shim.json")),
         moves_before: 0,
+        silence_max: SILENCE_MAX,
     };
     shim::run(config, Arc::new(UnixConnector), control)
 }

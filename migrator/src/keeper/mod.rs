@@ -12,4 +12,4 @@ pub mod transfer;
 
 pub use desk::Answers;
 pub use inbox::{Inbox, Input};
-pub use peer::{Moving, Peer, PeerId};
+pub use peer::{Moving, Peer, PeerId, SILENCE_MAX};

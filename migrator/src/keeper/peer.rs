@@ -17,11 +17,12 @@ use super::inbox::{InboxSender, Input};
 
 /// How often the peer is asked whether it lives.
 const PING_EVERY: Duration = Duration::from_secs(5);
-/// Silence after which a running job's peer is taken for dead though the connection stands: the
-/// process hangs. That of a process that is gone is closed at once, that of a dead node or a cut
-/// network by the kernel, which answers however busy the node is.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// The same during a move, when the peer may be busy with a lot of memory.
+/// Silence after which a peer is taken for dead though the connection stands, unless configured
+/// otherwise: its process hangs, or stands still with its node (a frozen cgroup or virtual machine)
+/// and will go on. The connection of a process that is gone is closed at once, that of a dead node or
+/// a cut network by the kernel within seconds; the kernel answers however busy the node is.
+pub const SILENCE_MAX: Duration = Duration::from_secs(600);
+/// At least this much is borne during a move, when the peer may be busy with a lot of memory.
 const SILENCE_MAX_MOVING: Duration = Duration::from_secs(30);
 /// What one frame of bulk data carries.
 pub const CHUNK_BYTES: usize = 1 << 20;
@@ -41,6 +42,7 @@ pub struct Peer {
 struct Shared {
     sink: Arc<dyn FrameSink>,
     silence: Silence,
+    silence_max: Duration,
     moving: AtomicBool,
     ended: AtomicBool,
     when_lost: WhenLost,
@@ -109,9 +111,9 @@ impl Silence {
 impl Shared {
     fn silence_max(&self) -> Duration {
         if self.moving.load(Ordering::Relaxed) {
-            SILENCE_MAX_MOVING
+            self.silence_max.max(SILENCE_MAX_MOVING)
         } else {
-            SILENCE_MAX
+            self.silence_max
         }
     }
 
@@ -136,14 +138,21 @@ impl Shared {
 }
 
 impl Peer {
-    /// Starts listening to a link: what it brings goes to `inbox`.
+    /// Starts listening to a link: what it brings goes to `inbox`. The peer may be silent for
+    /// `silence_max`.
     ///
     /// # Errors
     /// No thread could be started.
-    pub fn start(id: PeerId, link: Link, inbox: &InboxSender) -> io::Result<Self> {
+    pub fn start(
+        id: PeerId,
+        link: Link,
+        inbox: &InboxSender,
+        silence_max: Duration,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             sink: link.sink,
             silence: Silence::default(),
+            silence_max,
             moving: AtomicBool::new(true),
             ended: AtomicBool::new(false),
             when_lost: WhenLost::default(),
@@ -322,7 +331,7 @@ mod tests {
         for _ in 0..20 {
             silence.paused(PING_EVERY);
         }
-        assert!(silence.listened() > SILENCE_MAX);
+        assert_eq!(silence.listened(), PING_EVERY * 21);
         silence.heard();
         assert_eq!(silence.listened(), Duration::ZERO);
         silence.hand_over(|| silence.paused(PING_EVERY));
@@ -333,8 +342,20 @@ mod tests {
     fn messages_cross_and_a_closed_link_is_noticed() {
         let (near, far) = UnixStream::pair().unwrap();
         let (left, right) = (Inbox::new().unwrap(), Inbox::new().unwrap());
-        let near = Peer::start(PeerId(1), unix_link(near).unwrap(), &left.sender()).unwrap();
-        let far = Peer::start(PeerId(2), unix_link(far).unwrap(), &right.sender()).unwrap();
+        let near = Peer::start(
+            PeerId(1),
+            unix_link(near).unwrap(),
+            &left.sender(),
+            SILENCE_MAX,
+        )
+        .unwrap();
+        let far = Peer::start(
+            PeerId(2),
+            unix_link(far).unwrap(),
+            &right.sender(),
+            SILENCE_MAX,
+        )
+        .unwrap();
         near.tell(What::Go(Go {}), b"data").unwrap();
         let id = near
             .request(What::Exited(Exited { status: 9 }), &[])

@@ -24,8 +24,6 @@ pub(super) struct Away {
     pub(super) deputy: Deputy,
     pub(super) peer: Peer,
     pub(super) sent: SentSignals,
-    /// The guest has to tell by then that it runs; `None` once it has.
-    start_by: Option<Instant>,
     /// Somebody wants the job elsewhere, and waits for an answer.
     pub(super) wanted: Option<Wanted>,
     /// The guest has ended; the deputy is on its way.
@@ -33,12 +31,11 @@ pub(super) struct Away {
 }
 
 impl Away {
-    pub(super) fn new(deputy: Deputy, peer: Peer, start_limit: Duration) -> Self {
+    pub(super) fn new(deputy: Deputy, peer: Peer) -> Self {
         Self {
             deputy,
             peer,
             sent: SentSignals::default(),
-            start_by: Some(Instant::now() + start_limit),
             wanted: None,
             ending: false,
         }
@@ -48,12 +45,7 @@ impl Away {
 impl Away {
     /// Whether nothing is waited for that has a deadline.
     pub(super) fn is_calm(&self) -> bool {
-        self.start_by.is_none() && self.wanted.is_none() && !self.ending
-    }
-
-    /// The guest is known to run.
-    pub(super) fn runs(&mut self) {
-        self.start_by = None;
+        self.wanted.is_none() && !self.ending
     }
 }
 
@@ -89,7 +81,6 @@ impl Shim {
                 away.deputy.call(frame.id, &call, &frame.payload, &mut news)
             }
             What::Running(_) => {
-                away.runs();
                 away.peer.set_moving(false);
                 Ok(())
             }
@@ -132,7 +123,7 @@ impl Shim {
         Ok(())
     }
 
-    /// Handles the deputy's state changes and everything that is due.
+    /// Handles the deputy's state changes.
     pub(super) fn look_after_deputy(&mut self) {
         loop {
             let Place::Away(away) = &mut self.place else {
@@ -148,16 +139,6 @@ impl Shim {
                 return;
             }
             self.pass_on(news);
-        }
-        self.check_start();
-    }
-
-    fn check_start(&mut self) {
-        let Place::Away(away) = &self.place else {
-            return;
-        };
-        if away.start_by.is_some_and(|by| Instant::now() > by) {
-            self.lose("the host does not start the guest");
         }
     }
 

@@ -10,7 +10,7 @@ use proto::v1::job_message::What;
 use proto::v1::{Frozen as FrozenMessage, Go, ProcessImage, Resume, Taken};
 
 use super::away::Away;
-use super::depart::{START_LIMIT, park_threads, progress};
+use super::depart::{park_threads, progress};
 use super::deputy::{Deputy, News};
 use super::sent::SentSignals;
 use super::{Place, Shim, Target, files};
@@ -180,7 +180,7 @@ impl Shim {
         between.catch_up();
         match park_again(&mut between.frozen) {
             Ok((deputy, news)) => {
-                let away = Away::new(deputy, peer, START_LIMIT);
+                let away = Away::new(deputy, peer);
                 self.place = Place::Away(Box::new(away));
                 self.note_move(target.node.clone());
                 self.set_state(RunState::Running, "");
@@ -261,9 +261,8 @@ impl Shim {
         match (resumed, parked) {
             (Ok(()), Ok((deputy, news))) => {
                 between.host.set_moving(false);
-                let mut away = Away::new(deputy, between.host, START_LIMIT);
+                let mut away = Away::new(deputy, between.host);
                 away.sent = between.sent;
-                away.runs();
                 self.place = Place::Away(Box::new(away));
                 self.set_state(RunState::Running, error.to_string());
                 self.pass_on(news);

@@ -27,8 +27,6 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const REASON_LIMIT: Duration = Duration::from_secs(1);
 /// How long the target may take to build the guest after the last page.
 pub(super) const BUILD_LIMIT: Duration = Duration::from_secs(60);
-/// How long the guest may take to start after `Go`.
-pub(super) const START_LIMIT: Duration = Duration::from_secs(10);
 
 impl Shim {
     /// Moves the job from home to a host and answers.
@@ -112,7 +110,8 @@ impl Shim {
     /// Connects to a target and introduces the job.
     pub(super) fn connect(&mut self, target: &Target) -> Result<Peer, MoveError> {
         let link = self.connector.connect(&target.address, &target.token)?;
-        let peer = Peer::start(self.new_peer_id(), link, &self.inbox.sender())?;
+        let (id, silence_max) = (self.new_peer_id(), self.config.silence_max);
+        let peer = Peer::start(id, link, &self.inbox.sender(), silence_max)?;
         let hello = JobHello {
             version: PROTOCOL_VERSION,
             pid: self.config.pid,
@@ -178,7 +177,7 @@ impl Shim {
         let deputy = park_threads(&mut frozen, image);
         match deputy {
             Ok((deputy, news)) => {
-                let away = Away::new(deputy, peer, START_LIMIT);
+                let away = Away::new(deputy, peer);
                 self.place = Place::Away(Box::new(away));
                 self.set_state(RunState::Running, "");
                 self.pass_on(news);

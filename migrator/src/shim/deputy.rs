@@ -17,12 +17,13 @@ use crate::homecall::{CALL_BYTES_MAX, HomeCallError};
 use crate::syscalls::{Class, trapped_class};
 use crate::tracee::inject::{CallState, checked};
 use crate::tracee::{
-    CallStop, Event, Origin, RawSiginfo, Running, SignalSeen, Stop, Stopped, Stub,
+    CALL_DEADLINE, CallStop, Event, Origin, RawSiginfo, Running, SignalSeen, Stop, Stopped, Stub,
     TraceeError, known_origin,
 };
 
-/// How long a thread may take to stop when it is told to.
-pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long a thread may take to stop when it is told to. One that waits in the kernel stops at once,
+/// unless it may not run: its cgroup is frozen, or its machine overloaded. Then the job stands still.
+pub(super) const STOP_LIMIT: Duration = CALL_DEADLINE;
 /// Scratch memory of a thread: the largest call, and room for its small structures.
 const SCRATCH_BYTES: u64 = CALL_BYTES_MAX as u64 + (64 << 10);
 /// Most signals remembered that were put back into the queue of the process.

@@ -55,6 +55,8 @@ pub struct ShimConfig {
     pub state_file: Option<PathBuf>,
     /// How often the job has moved before this shim was started.
     pub moves_before: u32,
+    /// How long a host may be silent whose node's kernel still answers.
+    pub silence_max: Duration,
 }
 
 /// Connects to supervisors: TLS in production, socket pairs in tests.

@@ -24,9 +24,6 @@ const USAGE_EVERY: Duration = Duration::from_secs(3);
 /// How long a freeze may take; home calls have to be withdrawn first.
 const FREEZE_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long home may take to hear of the end.
-const LINGER_LIMIT: Duration = Duration::from_secs(10);
-
 /// How a guest's stay ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum End {
@@ -192,9 +189,10 @@ impl Host<'_> {
         self.peer.tell(What::Refused(refused), &[])
     }
 
-    /// Gives home the time to read how the guest ended before the link is cut.
+    /// Gives home the time to read how the guest ended before the link is cut; home cuts it, or its
+    /// silence does.
     pub(super) fn linger(&self) {
-        let deadline = Instant::now() + LINGER_LIMIT;
+        let deadline = Instant::now() + self.config.silence_max;
         while let Ok(Some(input)) = self.inbox.next(deadline) {
             if matches!(input, Input::Lost(..)) {
                 return;

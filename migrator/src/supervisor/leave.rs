@@ -19,8 +19,9 @@ use crate::sys::ptrace::RawSiginfo;
 use crate::tracee::procfs::{self, Maps};
 use crate::tracee::{Frozen, Running, SignalSeen, Stopped, TraceeError, options};
 
-/// How long home may take to take the process after the last page.
-const TAKE_LIMIT: Duration = Duration::from_secs(120);
+/// How long home may take to take the process after the last page, if its end or its silence does not
+/// end the link before.
+const TAKE_LIMIT: Duration = Duration::from_secs(3600);
 /// Options of a guest's threads.
 pub(super) const GUEST_OPTIONS: u32 =
     options::TRACESYSGOOD | options::TRACESECCOMP | options::EXITKILL;

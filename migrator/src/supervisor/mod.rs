@@ -31,6 +31,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proto::link::Link;
 use proto::v1::job_message::What;
@@ -62,6 +63,8 @@ pub struct SupervisorConfig {
     pub cgroups: Vec<PathBuf>,
     /// Rewritten on every change; removed at the end.
     pub state_file: Option<PathBuf>,
+    /// How long home may be silent whose node's kernel still answers.
+    pub silence_max: Duration,
 }
 
 /// Builds the guest that comes over `link` and holds it until it ended or left.
@@ -76,7 +79,7 @@ pub fn run(config: SupervisorConfig, link: Link, control: Option<UnixListener>) 
     let config = &config;
     let cage = Cage::new(config);
     let inbox = Inbox::new()?;
-    let peer = Peer::start(PeerId(0), link, &inbox.sender())?;
+    let peer = Peer::start(PeerId(0), link, &inbox.sender(), config.silence_max)?;
     if let Some(control) = control {
         desk::serve(control, inbox.sender())?;
     }

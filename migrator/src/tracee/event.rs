@@ -112,16 +112,20 @@ pub fn poll_one(tid: i32) -> Result<Option<Event>, TraceeError> {
 /// waitpid has no deadline. Keepers block SIGCHLD, which announces the change; elsewhere, and in
 /// case another thread takes that signal, we look often at first, then ever more rarely.
 ///
+/// Time in which this process could not run itself does not count: who stands still (a frozen cgroup,
+/// a suspended machine) usually does so together with its tracees.
+///
 /// # Errors
 /// [`TraceeError::Timeout`], [`TraceeError::Died`].
 pub fn wait_one(tid: i32, deadline: Instant) -> Result<Event, TraceeError> {
     let mut taken = Taken(false);
     let mut pause_us = 0;
+    let mut left = OwnTime::until(deadline);
     for round in 0_u32.. {
         if let Some(event) = poll_one(tid)? {
             return Ok(event);
         }
-        if Instant::now() >= deadline {
+        if left.is_over() {
             break;
         }
         if wait::take_child_signal(SIGNAL_PAUSE) {
@@ -138,6 +142,30 @@ pub fn wait_one(tid: i32, deadline: Instant) -> Result<Event, TraceeError> {
     Err(TraceeError::Timeout { tid })
 }
 
+/// A time that is used up only while this process runs.
+struct OwnTime {
+    left: Duration,
+    looked: Instant,
+}
+
+impl OwnTime {
+    fn until(deadline: Instant) -> Self {
+        let looked = Instant::now();
+        let left = deadline.saturating_duration_since(looked);
+        Self { left, looked }
+    }
+
+    fn is_over(&mut self) -> bool {
+        let now = Instant::now();
+        let passed = now.duration_since(self.looked).min(STEP_MAX);
+        self.looked = now;
+        self.left = self.left.saturating_sub(passed);
+        self.left.is_zero()
+    }
+}
+
+/// No two looks at a tracee are further apart than this on a machine that is only busy.
+const STEP_MAX: Duration = Duration::from_millis(100);
 /// How long the signal is waited for before the tracee is looked at all the same.
 const SIGNAL_PAUSE: Duration = Duration::from_millis(5);
 /// How often others are let run before there are pauses: nearly all that is waited for here comes
@@ -185,6 +213,17 @@ mod tests {
         assert_eq!(stop(20, 128), Event::Stopped(Stop::GroupStop(20)));
         assert_eq!(stop(5, 6), Event::Stopped(Stop::Exiting));
         assert_eq!(Event::decode(0xffff), Event::Continued);
+    }
+
+    #[test]
+    fn time_in_which_we_could_not_run_does_not_count() {
+        let mut left = OwnTime::until(Instant::now() + STEP_MAX * 3);
+        left.looked -= Duration::from_secs(3600);
+        assert!(!left.is_over());
+        left.looked -= Duration::from_secs(3600);
+        assert!(!left.is_over());
+        left.looked -= STEP_MAX;
+        assert!(left.is_over());
     }
 
     #[test]

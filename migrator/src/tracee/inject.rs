@@ -6,7 +6,7 @@
 //! behind the stub's `syscall`: one stop per call, for home calls that may block; it needs SIGTRAP
 //! neither blocked nor ignored, else the kernel resets the handler.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::sys::ptrace::RawSiginfo;
 use crate::sys::regs::Regs;
@@ -97,6 +97,8 @@ const SI_KERNEL: i32 = 0x80;
 /// -ERESTARTSYS … -ERESTART_RESTARTBLOCK: seen by tracers only.
 const RESTART_CODES: std::ops::RangeInclusive<i64> = -516..=-512;
 
+/// How long a thread may take to stop that does not finish its call.
+const BREAK_LIMIT: Duration = Duration::from_secs(1);
 const EINTR: i64 = -4;
 const ERESTARTNOHAND: i64 = -514;
 
@@ -376,7 +378,7 @@ impl Stopped {
     pub(super) fn break_off(&mut self) -> Result<Stop, TraceeError> {
         let tid = self.tid();
         self.ask("PTRACE_INTERRUPT", crate::sys::ptrace::interrupt)?;
-        let event = event::wait_one(tid, Instant::now() + CALL_DEADLINE / 10)?;
+        let event = event::wait_one(tid, Instant::now() + BREAK_LIMIT)?;
         if let Event::Stopped(stop) = event {
             self.note_stop(stop);
         }

@@ -38,8 +38,10 @@ pub use state::{Running, Stopped};
 pub use crate::sys::ptrace::{RawSiginfo, RseqConfiguration, options};
 pub use crate::sys::regs::Regs;
 
-/// How long a tracee may take to stop or to finish an injected call that cannot block.
-pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a tracee may take to stop or to finish an injected call that cannot block. Only one that
+/// may not run (its cgroup is frozen) takes more than moments, and a thread that is given up amid an
+/// injected call cannot run its program any more.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Why an operation on a tracee did not happen.
 #[derive(Debug, thiserror::Error)]

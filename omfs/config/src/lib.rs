@@ -37,6 +37,8 @@ pub struct Config {
     pub mount: Mount,
     /// Messages.
     pub log: Log,
+    /// Jobs that are away.
+    pub jobs: Jobs,
     /// Automatic moves.
     pub balance: Balance,
     /// What the node allows when its daemon starts.
@@ -115,6 +117,14 @@ pub struct Mount {
 pub struct Log {
     /// `level` or `target=level,…`.
     pub filter: LogFilter,
+}
+
+/// `[jobs]`.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jobs {
+    /// How long the other side of a job may be silent whose kernel still answers.
+    pub silence_max_ms: Millis,
 }
 
 /// `[balance]`.
@@ -201,6 +211,14 @@ impl Default for Mount {
         Self {
             points: Vec::new(),
             guests: AbsolutePath::constant("/mfs"),
+        }
+    }
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            silence_max_ms: Millis(600_000),
         }
     }
 }

@@ -46,6 +46,7 @@ pub fn shim_main(args: ShimArgs) -> anyhow::Result<()> {
         here: start.identity.node_name().to_owned(),
         state_file: Some(state_file.clone()),
         moves_before: args.moves,
+        silence_max: start.config.jobs.silence_max_ms.duration(),
     };
     let connector = Arc::new(TlsConnector::new(start.identity));
     let result = migrator::shim::run(config, connector, UnixListener::from(start.listener));

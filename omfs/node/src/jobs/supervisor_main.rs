@@ -78,5 +78,6 @@ fn config(start: &Start, args: &SupervisorArgs) -> SupervisorConfig {
         mfs: Some(mfs),
         cgroups: args.cgroup.clone(),
         state_file: Some(guests.join(format!("{}-{}.json", args.home_id, args.pid))),
+        silence_max: start.config.jobs.silence_max_ms.duration(),
     }
 }
