@@ -25,6 +25,13 @@ pub fn tests() -> Vec<Trial> {
         .test("rename_is_atomic", PYTHON, renames)
         .test("flock_holds_across_nodes", &[Need::Tool("flock")], flocks)
         .test("record_locks_hold_across_nodes", PYTHON, record_locks)
+        .test(
+            "a_writer_locks_what_it_has_just_written",
+            PYTHON,
+            lock_after_writes,
+        )
+        .test("fifos_and_sockets_have_their_modes", PYTHON, special_modes)
+        .test("inode_numbers_are_used_again", PYTHON, reused_numbers)
         .test("mapped_files", PYTHON, mapped)
         .test("unlinked_open_files_live_on", &[], unlinked)
         .test("names_of_255_bytes_and_of_any_byte", PYTHON, any_name)
@@ -253,6 +260,88 @@ fn record_locks(lab: &Lab) -> Result<()> {
     })
 }
 
+/// Writes so much in a row that a lease is asked for, and locks the file.
+const WRITE_AND_LOCK: &str = "import fcntl,os,struct
+path='/mfs/n1/tmp/written'
+def record(command,kind,fd): fcntl.fcntl(fd,command,struct.pack('hhqqi4x',kind,0,0,0,0))
+ways=[lambda fd: record(fcntl.F_SETLK,fcntl.F_WRLCK,fd),lambda fd: record(fcntl.F_SETLK,fcntl.F_RDLCK,fd),
+      lambda fd: record(37,fcntl.F_WRLCK,fd),lambda fd: fcntl.flock(fd,fcntl.LOCK_EX|fcntl.LOCK_NB)]
+for count in (1,3,8):
+    for way in ways:
+        fd=os.open(path,os.O_RDWR|os.O_CREAT|os.O_TRUNC,0o644)
+        for i in range(count): os.write(fd,b'x'*4096)
+        way(fd)
+        assert os.fstat(fd).st_size==count*4096
+        os.close(fd)
+";
+
+fn lock_after_writes(lab: &Lab) -> Result<()> {
+    lab.sh("n2", &format!("python3 -c \"{WRITE_AND_LOCK}\""))?;
+    Ok(())
+}
+
+/// Uses a fifo and a socket of root's; says what another user was allowed.
+const SPECIAL: &str = "import errno,os,socket,sys
+os.umask(0); os.makedirs(sys.argv[1]); os.chdir(sys.argv[1])
+os.mkfifo('closed',0o600); os.mkfifo('readable',0o644)
+servers=[]
+for name,mode in (('private',0o600),('public',0o666)):
+    s=socket.socket(socket.AF_UNIX); s.bind(name); os.chmod(name,mode); s.listen(); servers.append(s)
+pid=os.fork()
+if pid==0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    def allowed(what):
+        try: what(); return True
+        except OSError as e:
+            assert e.errno==errno.EACCES,e
+            return False
+    opens=lambda path,flags: lambda: os.close(os.open(path,flags))
+    connects=lambda path: lambda: socket.socket(socket.AF_UNIX).connect(path)
+    def through(path): fd=os.open(path,os.O_PATH); os.close(os.open('/proc/self/fd/%d'%fd,os.O_RDWR))
+    seen=[allowed(what) for what in (opens('closed',os.O_RDWR),opens('closed',os.O_RDONLY|os.O_NONBLOCK),
+        opens('readable',os.O_RDWR),lambda: through('closed'),connects('private'),
+        opens('readable',os.O_RDONLY|os.O_NONBLOCK),connects('public'),lambda: os.stat('closed'),lambda: os.lstat('private'))]
+    print(seen,flush=True)
+    os._exit(0)
+assert os.waitpid(pid,0)[1]==0
+os.close(os.open('closed',os.O_RDWR)); socket.socket(socket.AF_UNIX).connect('private')
+for name in os.listdir('.'): os.unlink(name)
+";
+
+fn special_modes(lab: &Lab) -> Result<()> {
+    let expected = "[False, False, False, False, False, True, True, True, True]\n";
+    for path in [
+        "/tmp/special",
+        "/mfs/here/tmp/special-here",
+        "/mfs/n1/tmp/special-own",
+    ] {
+        let seen = lab.sh("n1", &format!("python3 -c \"{SPECIAL}\" {path}"))?;
+        ensure!(seen == expected, "{path}: {seen}");
+    }
+    // Root of another node is nobody here, and makes what is nobody's.
+    lab.sh(
+        "n2",
+        "umask 0; mkfifo -m 666 /mfs/n1/tmp/of-all; timeout 10 sh -c 'exec 3<>/mfs/n1/tmp/of-all'",
+    )?;
+    lab.sh("n1", "mkfifo -m 600 /tmp/of-root")?;
+    let refused = "sh -c 'exec 3<>/mfs/n1/tmp/of-root' 2>&1 | grep -c 'Permission denied'; stat -c %F /mfs/n1/tmp/of-root";
+    let told = lab.sh("n2", refused)?;
+    ensure!(told == "1\nfifo\n", "{told}");
+    Ok(())
+}
+
+/// Makes files through /mfs that are removed natively, so that the next one gets the inode number.
+const REUSE: &str = "import os
+for i in range(200):
+    fd=os.open('/mfs/here/tmp/reused.%d'%i,os.O_WRONLY|os.O_CREAT|os.O_EXCL,0o644)
+    os.write(fd,b'x'); os.close(fd); os.unlink('/tmp/reused.%d'%i)
+";
+
+fn reused_numbers(lab: &Lab) -> Result<()> {
+    lab.sh("n1", &format!("python3 -c \"{REUSE}\""))?;
+    Ok(())
+}
+
 const MAP: &str = "import mmap
 f=open('/mfs/n2/tmp/mapped','r+b')
 m=mmap.mmap(f.fileno(),0)
@@ -362,12 +451,16 @@ impl Dialogue {
     }
 
     pub(crate) fn ask(&mut self, question: &str) -> Result<String> {
-        use std::io::Write;
-        writeln!(self.input, "{question}")?;
+        self.send(question)?;
         self.line()
     }
 
-    fn line(&mut self) -> Result<String> {
+    pub(crate) fn send(&mut self, question: &str) -> Result<()> {
+        use std::io::Write;
+        Ok(writeln!(self.input, "{question}")?)
+    }
+
+    pub(crate) fn line(&mut self) -> Result<String> {
         let line = self.lines.recv_timeout(SOON);
         Ok(line.context("no answer")?.trim_end().to_owned())
     }

@@ -95,6 +95,92 @@ pub fn lock_kind(pid: i32) -> LockKind {
     parse_lock_kind(&text)
 }
 
+/// What a thread needs to be allowed, as for access(2), to do what it is about to do with a fifo or socket
+/// that is being looked up for it; `None` when it only deals with the name. Told by the system call that
+/// it is in: it waits there until we answer. An unknown call is taken for one that reads and writes.
+pub fn opening(pid: i32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    parse_opening(&text)
+}
+
+/// Calls that name a file without opening it, on x86-64. None of these numbers opens anything or
+/// connects in the 32-bit table, which proc_pid_syscall(5) does not tell apart.
+const NAMING: [i64; 44] = [
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_statfs,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_link,
+    libc::SYS_linkat,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+    libc::SYS_mkdir,
+    libc::SYS_mkdirat,
+    libc::SYS_mknod,
+    libc::SYS_mknodat,
+    libc::SYS_rmdir,
+    libc::SYS_symlink,
+    libc::SYS_symlinkat,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_chdir,
+    libc::SYS_chmod,
+    libc::SYS_fchmodat,
+    SYS_FCHMODAT2,
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_fchownat,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+    libc::SYS_futimesat,
+    libc::SYS_utimensat,
+    libc::SYS_bind,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+];
+const SYS_FCHMODAT2: i64 = 452;
+
+fn parse_opening(text: &str) -> Option<u32> {
+    let (read, write) = (libc::R_OK.cast_unsigned(), libc::W_OK.cast_unsigned());
+    let mut fields = text.split_ascii_whitespace();
+    let number = fields.next().and_then(|number| number.parse::<i64>().ok());
+    let arguments: Vec<u64> = fields.filter_map(parse_argument).collect();
+    let flags = match number {
+        Some(number) if NAMING.contains(&number) => return None,
+        Some(libc::SYS_connect | libc::SYS_sendto | libc::SYS_sendmsg | libc::SYS_creat) => {
+            return Some(write);
+        }
+        Some(libc::SYS_open) => arguments.get(1),
+        Some(libc::SYS_openat) => arguments.get(2),
+        _ => None,
+    };
+    // By way of O_PATH it could be opened for anything, without being looked up.
+    let flags = flags.and_then(|flags| i32::try_from(*flags).ok());
+    let flags = flags.filter(|flags| flags & libc::O_PATH == 0);
+    Some(match flags.map(|flags| flags & libc::O_ACCMODE) {
+        Some(libc::O_RDONLY) => read,
+        Some(libc::O_WRONLY) => write,
+        _ => read | write,
+    })
+}
+
+fn parse_argument(field: &str) -> Option<u64> {
+    u64::from_str_radix(field.strip_prefix("0x")?, 16).ok()
+}
+
 fn parse_lock_kind(text: &str) -> LockKind {
     // 73: flock on x86-64; 143: flock of 32-bit programs (on x86-64 that number takes no lock).
     match text.split_ascii_whitespace().next() {
@@ -149,6 +235,25 @@ mod tests {
     fn a_thread_that_is_gone_counts_as_interrupted() {
         assert!(is_interrupted(i32::MAX));
         assert!(!is_interrupted(0));
+    }
+
+    #[test]
+    fn the_system_call_tells_what_is_done_with_a_special_file() {
+        let opening = |call: &str| parse_opening(&format!("{call} 0x0 0x0 0x7ffd 0x7f"));
+        for naming in ["262 0xffffff9c 0x1 0x2 0x0", "4 0x1", "263 0x3 0x7f 0x0"] {
+            assert_eq!(opening(naming), None, "{naming}");
+        }
+        assert_eq!(opening("257 0xffffff9c 0x1 0x80000 0x0"), Some(4));
+        assert_eq!(opening("257 0xffffff9c 0x1 0x80801 0x0"), Some(2));
+        assert_eq!(opening("2 0x1 0x2 0x0"), Some(6));
+        assert_eq!(opening("42 0x3 0x7ffe 0x6e"), Some(2));
+        // O_PATH, openat2, io_uring_enter, open(2) of 32-bit programs.
+        for other in ["257 0xffffff9c 0x1 0x200000", "437 0x1", "426 0x1", "5 0x1"] {
+            assert_eq!(opening(other), Some(6), "{other}");
+        }
+        for unknown in ["running", "", "-1 0x7ffd 0x7f", "x y z"] {
+            assert_eq!(parse_opening(unknown), Some(6), "{unknown}");
+        }
     }
 
     #[test]

@@ -29,6 +29,25 @@ const LOOK_MAX: Duration = Duration::from_millis(80);
 /// Each waiter keeps a thread.
 const WAITERS_PER_SESSION_MAX: usize = 256;
 
+/// How often a lease is taken back for a lock, should the peer get another one meanwhile.
+const LEASE_ATTEMPTS_MAX: usize = 8;
+/// No session has this number.
+const NO_SESSION: u64 = 0;
+
+/// Why a record lock was not set.
+#[derive(Debug)]
+enum NotSet {
+    /// Somebody has a lease on the file.
+    Leased,
+    Error(Errno),
+}
+
+impl From<Errno> for NotSet {
+    fn from(error: Errno) -> Self {
+        Self::Error(error)
+    }
+}
+
 /// Device and inode number.
 type Inode = (u64, u64);
 
@@ -93,7 +112,7 @@ impl Locks {
         self.waiters.load(Ordering::Relaxed)
     }
 
-    fn set_record(&self, open: &OpenFile, arg: &Lock, wanted: Wanted) -> Result<(), Errno> {
+    fn set_record(&self, open: &OpenFile, arg: &Lock, wanted: Wanted) -> Result<(), NotSet> {
         let mut holders = self.lock();
         let key = (open.inode, arg.owner);
         if wanted.kind == LockKind::Unlocked && !holders.contains_key(&key) {
@@ -101,11 +120,14 @@ impl Locks {
         }
         let holder = match holders.remove(&key) {
             Some(holder) => holder,
-            None => self.new_holder(open, arg.pid)?,
+            None => match self.new_holder(open, arg.pid) {
+                Err(Errno(libc::EAGAIN)) => return Err(NotSet::Leased),
+                holder => holder?,
+            },
         };
         let (holder, result) = self.set_on(holder, open, wanted);
         holders.insert(key, holder);
-        result
+        Ok(result?)
     }
 
     /// The description's access mode must suit the lock. It follows the file that the owner uses,
@@ -205,7 +227,7 @@ impl ExportSession {
             if arg.flock {
                 set_flock(&open, wanted.kind)
             } else {
-                self.locks.set_record(&open, arg, wanted)
+                self.set_record(&open, arg, wanted)
             }
         };
         if arg.wait {
@@ -218,6 +240,19 @@ impl ExportSession {
             self.locks.released.announce(open.inode);
         }
         done()
+    }
+
+    /// A description for an owner's first lock would break the peer's own lease on the file, so that
+    /// is taken back before.
+    fn set_record(&self, open: &OpenFile, arg: &Lock, wanted: Wanted) -> Result<(), Errno> {
+        for _ in 0..LEASE_ATTEMPTS_MAX {
+            match self.locks.set_record(open, arg, wanted) {
+                Err(NotSet::Leased) => self.export.leases.settle(open.inode, NO_SESSION),
+                Err(NotSet::Error(error)) => return Err(error),
+                Ok(()) => return Ok(()),
+            }
+        }
+        Err(Errno(libc::EAGAIN))
     }
 
     /// What closing a file of the peer unlocks.

@@ -19,7 +19,8 @@ impl Core {
     /// below, every guest's /proc among them, in all namespaces. Whoever uses the directory itself
     /// is told what is wrong.
     pub fn lookup(&self, who: Who, parent: u64, name: &[u8]) -> Outcome<Found> {
-        match self.lookup_now(who, parent, name) {
+        let found = self.lookup_now(who, parent, name);
+        match found.and_then(|found| self.check_special(who, found)) {
             Err(problem) if !is_about_the_name(problem) => {
                 let known = self.inodes().directory_again(parent, name);
                 known.map_or(Err(problem), |(id, attr)| Ok(Found { id, attr }))

@@ -16,6 +16,7 @@ mod lease_tests;
 mod locks;
 mod lookup;
 mod opens;
+mod special;
 mod synthetic;
 #[cfg(test)]
 mod tests;
