@@ -65,7 +65,7 @@ const ROOT_REQUESTS: Caps = Caps {
 /// Admin requests that one user may begin.
 const USER_RATE: Rate = Rate {
     burst: 200,
-    interval: Duration::from_millis(10),
+    interval: Duration::from_millis(1),
 };
 /// Users whose rates are remembered.
 const USERS_MAX: usize = 1024;
