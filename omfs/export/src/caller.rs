@@ -79,6 +79,11 @@ impl Who {
         self.standing == Standing::Stranger
     }
 
+    /// Whether its operations are carried out as root.
+    pub fn is_root(&self) -> bool {
+        self.credentials.uid == 0
+    }
+
     /// The job, of a guest of this node.
     pub fn guest_pid(&self) -> Option<i32> {
         match self.standing {

@@ -79,6 +79,7 @@ impl ExportSession {
                 write_fully(&open, start, payload)?
             }
         };
+        clear_set_id(who, arg, &open)?;
         self.export.leases.mind_room(&open);
         if arg.stamped {
             return stamped(&open, false, written);
@@ -93,8 +94,11 @@ impl ExportSession {
             granted = self.grant_write(arg)?;
         }
         let open = self.files.get(arg.fh)?;
-        let _as_caller = who.assume()?;
-        let count = write_fully(&open, offset(arg.offset)?, payload)?;
+        let count = {
+            let _as_caller = who.assume()?;
+            write_fully(&open, offset(arg.offset)?, payload)?
+        };
+        clear_set_id(who, arg, &open)?;
         stamped(&open, granted, count)
     }
 
@@ -148,6 +152,23 @@ impl ExportSession {
         let copied = file::copy_range((from.fd(), start), (to.fd(), target), length)?;
         count(copied as u64)
     }
+}
+
+/// Takes the set-id bits away for a writer who may not keep them, when the write was carried out as
+/// root: as anybody else the kernel has done it (write(2)). The opener's ids may be other than the writer's.
+fn clear_set_id(who: &Who, arg: &Write, open: &OpenFile) -> Result<(), Errno> {
+    if !arg.kill_suidgid || !who.is_root() {
+        return Ok(());
+    }
+    let mode = file::stat(open.fd(), Freshness::Known)?.mode;
+    let mut kept = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP != 0 {
+        kept &= !libc::S_ISGID;
+    }
+    if kept != mode {
+        file::chmod(open.fd(), kept)?;
+    }
+    Ok(())
 }
 
 /// The answer to a write, with what the file is like afterwards.

@@ -88,40 +88,53 @@ impl ExportSession {
     pub(super) fn unlink(&self, who: &Who, arg: &NameArg, removal: Removal) -> Answer {
         let parent = self.node(arg.node)?;
         let name = component(&arg.name)?;
-        self.pin_victim(&parent, &name);
+        let pinned = self.pin_victim(&parent, &name);
         let flag = match removal {
             Removal::File => UnlinkatFlags::NoRemoveDir,
             Removal::Directory => UnlinkatFlags::RemoveDir,
         };
-        let _as_caller = who.assume()?;
-        unlinkat(parent.fd.as_fd(), name.as_c_str(), flag)?;
-        done()
+        let removed = {
+            let _as_caller = who.assume()?;
+            unlinkat(parent.fd.as_fd(), name.as_c_str(), flag)
+        };
+        self.keep_pin(pinned, removed)
     }
 
     pub(super) fn rename(&self, who: &Who, arg: &Rename) -> Answer {
         let (from, to) = (self.node(arg.parent)?, self.node(arg.new_parent)?);
         let (name, new_name) = (component(&arg.name)?, component(&arg.new_name)?);
         let flags = RenameFlags::from_bits(arg.flags).ok_or(Errno(libc::EINVAL))?;
-        if flags.is_empty() {
-            self.pin_victim(&to, &new_name);
-        }
-        let _as_caller = who.assume()?;
-        renameat2(
-            from.fd.as_fd(),
-            name.as_c_str(),
-            to.fd.as_fd(),
-            new_name.as_c_str(),
-            flags,
-        )?;
-        done()
+        let replaces = flags.is_empty();
+        let pinned = replaces.then(|| self.pin_victim(&to, &new_name)).flatten();
+        let renamed = {
+            let _as_caller = who.assume()?;
+            renameat2(
+                from.fd.as_fd(),
+                name.as_c_str(),
+                to.fd.as_fd(),
+                new_name.as_c_str(),
+                flags,
+            )
+        };
+        self.keep_pin(pinned, renamed)
     }
 
     /// An inode that the peer knows must outlive the name it is about to lose: it may be somebody's
     /// current directory. Other inodes die at once and free their space.
-    fn pin_victim(&self, parent: &NodeRef, name: &CStr) {
-        if let Ok(stat) = file::stat_at(parent.fd.as_fd(), name, Freshness::Known) {
-            self.nodes.pin(&stat);
+    fn pin_victim(&self, parent: &NodeRef, name: &CStr) -> Option<u64> {
+        let stat = file::stat_at(parent.fd.as_fd(), name, Freshness::Known).ok()?;
+        self.nodes.pin(&stat)
+    }
+
+    /// A name that was not removed needs no pin: who may remove nothing takes nothing.
+    fn keep_pin(&self, pinned: Option<u64>, removed: nix::Result<()>) -> Answer {
+        if removed.is_err()
+            && let Some(id) = pinned
+        {
+            self.nodes.unpin(id);
         }
+        removed?;
+        done()
     }
 }
 

@@ -229,22 +229,31 @@ impl Nodes {
         Some(id)
     }
 
-    /// Makes sure that the inode of a node the peer knows lives on without a name.
-    /// Must be called with this process' own identity.
-    pub fn pin(&self, stat: &Stat) {
-        let id = self.lock().by_key.get(&Key::of(stat)).copied();
-        let Some(node) = id.and_then(|id| self.get(id).ok()) else {
-            return;
-        };
+    /// Makes sure that the inode of a node the peer knows lives on without a name; answers the node
+    /// if it was not sure before. Must be called with this process' own identity.
+    pub fn pin(&self, stat: &Stat) -> Option<u64> {
+        let id = self.lock().by_key.get(&Key::of(stat)).copied()?;
+        let node = self.get(id).ok()?;
         let mut inner = self.lock();
-        let Some(entry) = inner.nodes.get_mut(&node.id) else {
-            return;
-        };
-        if entry.pinned.is_none() {
-            // At the bound the node is lost with its last name, as on any NFS server.
-            entry.pinned = self.limits.count_pinned(Arc::clone(&node.fd)).ok();
-            entry.last = Arc::downgrade(&node.fd);
+        let entry = inner.nodes.get_mut(&node.id)?;
+        if entry.pinned.is_some() {
+            return None;
         }
+        // At the bound the node is lost with its last name, as on any NFS server.
+        entry.pinned = self.limits.count_pinned(Arc::clone(&node.fd)).ok();
+        entry.last = Arc::downgrade(&node.fd);
+        entry.pinned.is_some().then_some(id)
+    }
+
+    /// Takes a pin back from a node that still has its name, and so can be found by its handle.
+    pub fn unpin(&self, id: u64) {
+        let mut inner = self.lock();
+        let node = inner.nodes.get_mut(&id);
+        let pin = node
+            .filter(|node| node.handle.is_some())
+            .and_then(|node| node.pinned.take());
+        drop(inner);
+        drop(pin);
     }
 
     /// Notes what a deputy may do with a node that it holds open.

@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
-use proto::v1::SetAttr;
+use proto::v1::fs_request::Op;
+use proto::v1::{SetAttr, Write};
 
 use super::client::{Client, ROOT, need_root};
 use crate::Errno;
@@ -186,4 +187,47 @@ fn sticky_directories_protect() {
         Err(Errno(libc::EPERM))
     );
     assert_eq!(user.unlink(dir, "f"), Ok(()));
+}
+
+#[test]
+fn a_writer_that_may_not_keep_set_id_bits_clears_them_whoever_opened() {
+    let root = tree();
+    fs::write(root.path("program"), "x").expect("write");
+    let node = root.lookup(ROOT, "program").expect("lookup").node;
+    let fh = root.open(node, libc::O_WRONLY).expect("open");
+    for (kill_suidgid, before, after) in [
+        (false, 0o6775, 0o6775),
+        (true, 0o6775, 0o775),
+        (true, 0o6765, 0o2765),
+    ] {
+        set_mode(&root, "program", before);
+        let write = Write {
+            fh,
+            kill_suidgid,
+            ..Write::default()
+        };
+        root.count_with(Op::Write(write), b"y").expect("write");
+        let mode = fs::metadata(root.path("program")).expect("stat").mode();
+        assert_eq!(mode & 0o7777, after);
+    }
+}
+
+#[test]
+fn who_may_remove_nothing_holds_nothing() {
+    let root = tree();
+    set_mode(&root, "", 0o755);
+    fs::create_dir(root.path("dir")).expect("mkdir");
+    let user = root.user(1001, 1001, &[]);
+    for name in ["secret", "group", "dir"] {
+        user.lookup(ROOT, name).expect("lookup");
+        let removed = match name {
+            "dir" => user.rmdir(ROOT, name),
+            _ => user.unlink(ROOT, name),
+        };
+        assert_eq!(removed, Err(DENIED));
+    }
+    let renamed = user.rename((ROOT, "secret"), (ROOT, "group"), 0);
+    assert_eq!(renamed, Err(DENIED));
+    let [_, pinned, _] = root.export.limits.in_use();
+    assert_eq!(pinned, 0);
 }
