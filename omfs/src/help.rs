@@ -42,6 +42,21 @@ omfs ps -a             # every process, and what keeps it from moving
 omfs ps --json | jq '.[] | {pid, where, moves}'",
     ),
     ("top", "omfs top"),
+    ("export list", "omfs export list --json | jq -r '.[].path'"),
+    (
+        "export add",
+        "omfs export add /srv/team --nodes n2,n3 --ro    # only these, and only to read
+omfs export add /home/admin --nodes=             # nobody sees it
+omfs export add / --squash all                   # everybody is nobody, unless said otherwise below",
+    ),
+    ("export remove", "omfs export remove /srv/team"),
+    ("export reset", "omfs export reset"),
+    (
+        "export",
+        "omfs export list
+omfs export add /srv/team --nodes n2,n3 --ro
+omfs export remove /srv/team",
+    ),
     (
         "migrate",
         "omfs migrate 4711 n2        # by name

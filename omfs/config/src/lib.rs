@@ -6,15 +6,17 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod export;
 mod values;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use omfs_authz::export::{MIN_ID, Rules, Squash};
+use omfs_authz::export::{ENTRIES_MAX, MIN_ID};
 use serde::Deserialize;
 
 pub use error::ConfigError;
+pub use export::{ExportEntry, ExportSquash};
 pub use values::{AbsolutePath, LogFilter, Millis, NodeName, Port, PortRange, WeightPercent};
 
 /// Where the configuration is looked for.
@@ -83,22 +85,8 @@ pub struct Export {
     pub root_squash: bool,
     /// Ids below are the system's.
     pub min_id: u32,
-}
-
-impl Export {
-    /// With which ids users of other nodes act here.
-    #[must_use]
-    pub fn rules(&self) -> Rules {
-        Rules {
-            squash: if self.root_squash {
-                Squash::System
-            } else {
-                Squash::None
-            },
-            min_id: self.min_id,
-            ..Rules::default()
-        }
-    }
+    /// Directories with rules of their own.
+    pub entry: Vec<ExportEntry>,
 }
 
 /// `[mount]`.
@@ -202,6 +190,7 @@ impl Default for Export {
             root: AbsolutePath::constant("/"),
             root_squash: true,
             min_id: MIN_ID,
+            entry: Vec::new(),
         }
     }
 }
@@ -294,6 +283,10 @@ impl Config {
                 let reason = format!("port {port} in it is the daemon's own: choose others");
                 return Err(("network.guest_ports", reason));
             }
+        }
+        if self.export.entry.len() >= ENTRIES_MAX {
+            let reason = format!("these are more than {ENTRIES_MAX} entries");
+            return Err(("export.entry", reason));
         }
         if let Some(advertise) = network.advertise
             && advertise.is_unspecified()

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod cluster;
 pub mod daemon;
+pub mod export;
 pub mod fuse_keeper;
 pub mod lock;
 pub mod manpages;
@@ -62,6 +63,7 @@ pub enum Command {
     /// Tell other nodes this node's load again
     #[command(after_help = policy::AFTER_HELP)]
     Noquiet(policy::PolicyArgs),
+    Export(export::ExportArgs),
     Status(status::StatusArgs),
     Run(run::RunArgs),
     Shell(shell::ShellArgs),
@@ -108,6 +110,7 @@ impl Command {
             Self::Nolstay(args) => policy::run(global, &args, Verb::LocalStay, false),
             Self::Quiet(args) => policy::run(global, &args, Verb::Quiet, true),
             Self::Noquiet(args) => policy::run(global, &args, Verb::Quiet, false),
+            Self::Export(args) => export::run(global, args),
             Self::Status(args) => status::run(global, &args),
             Self::Run(args) => run::run(global, &args),
             Self::Shell(args) => shell::run(global, &args),

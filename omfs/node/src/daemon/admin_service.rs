@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use omfs_cluster::control::{Caller, ControlError};
+use omfs_config::ExportEntry;
 use omfs_service::peers::{Liveness, Peer, PeerDirectory};
 use proto::v1;
 use proto::v1::admin_server::Admin;
@@ -15,6 +16,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use super::export_store::Change;
 use super::members::wire_node;
 use super::server::Services;
 use super::status_files::state_word;
@@ -224,5 +226,56 @@ impl Admin for AdminService {
         Ok(Response::new(v1::TokenReply {
             token: token.to_string(),
         }))
+    }
+
+    async fn exports(&self, _: Request<v1::Empty>) -> Result<Response<v1::ExportsReply>, Status> {
+        let entries = self.services.exports.entries();
+        Ok(Response::new(exports_reply(entries)))
+    }
+
+    async fn change_exports(
+        &self,
+        request: Request<v1::ChangeExportsRequest>,
+    ) -> Result<Response<v1::ExportsReply>, Status> {
+        root_only(&request, "change what the node exports")?;
+        let change = change_of(request.into_inner())?;
+        tracing::info!(?change, "exports");
+        let store = Arc::clone(&self.services.exports);
+        let changed = tokio::task::spawn_blocking(move || store.change(change)).await;
+        let entries = changed.map_err(|error| Status::internal(error.to_string()))??;
+        Ok(Response::new(exports_reply(entries)))
+    }
+}
+
+fn exports_reply(entries: Vec<ExportEntry>) -> v1::ExportsReply {
+    let entries = entries.into_iter().map(|entry| v1::ExportEntry {
+        squash: entry.squash.word().to_owned(),
+        path: entry.path,
+        nodes: entry.nodes,
+        read_only: entry.ro,
+        min_id: entry.min_id,
+    });
+    v1::ExportsReply {
+        entries: entries.collect(),
+    }
+}
+
+fn change_of(request: v1::ChangeExportsRequest) -> Result<Change, Status> {
+    use v1::change_exports_request::Change as Wish;
+    match request.change {
+        Some(Wish::Add(entry)) => {
+            let v1::ExportEntry {
+                path,
+                nodes,
+                read_only,
+                squash,
+                min_id,
+            } = entry;
+            let entry = ExportEntry::checked(path, nodes, read_only, &squash, min_id);
+            entry.map(Change::Add).map_err(Status::invalid_argument)
+        }
+        Some(Wish::Remove(path)) => Ok(Change::Remove(path)),
+        Some(Wish::Reset(true)) => Ok(Change::Reset),
+        Some(Wish::Reset(false)) | None => Err(Status::invalid_argument("no change")),
     }
 }

@@ -68,6 +68,8 @@ pub struct FilesContext {
     pub directory: Arc<Directory>,
     /// Jobs and guests.
     pub jobs: Arc<Jobs>,
+    /// What other nodes see of this one.
+    pub exports: Arc<Exports>,
 }
 
 /// The running filesystem parts.
@@ -183,7 +185,7 @@ fn open_export(context: &FilesContext) -> anyhow::Result<Arc<Export>> {
     let export = &context.config.export;
     let root = export.root.to_path_buf();
     let config = ExportConfig {
-        exports: Arc::new(Exports::everything(export.rules())),
+        exports: Arc::clone(&context.exports),
         jobs: Arc::new(Hosts(Arc::clone(&context.jobs))),
         ..ExportConfig::new(root)
     };

@@ -3,6 +3,7 @@
 mod admin_service;
 mod cluster_service;
 mod error;
+mod export_store;
 mod files;
 mod gates;
 mod join_service;

@@ -27,6 +27,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use super::admin_service::AdminService;
 use super::cluster_service::ClusterService;
+use super::export_store::ExportStore;
 use super::gates::{ADMIN_CONNECTIONS, AdminGate, CONTROL_CONNECTIONS, ControlGate, ControlKey};
 use super::join_service::JoinService;
 use super::members::Members;
@@ -71,6 +72,8 @@ pub struct Services {
     pub history: Arc<History>,
     /// Where requests are carried out: no task on the membership's own threads may block.
     pub work: Handle,
+    /// What other nodes see of this one.
+    pub exports: Arc<ExportStore>,
 }
 
 /// Starts both servers; they end after `stopped` turns true.

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::export_store::ExportStore;
 use super::files::{DataPort, Files, FilesContext};
 use super::members::Members;
 use super::predecessor;
@@ -85,8 +86,10 @@ impl Node {
             identity: identity.clone(),
         });
         let jobs = on_work.spawn(starting).await??;
+        let exports = ExportStore::open(&config.node.state_dir, &config.export);
         let files = start_files(
             FilesContext {
+                exports: exports.exports(),
                 config: Arc::clone(&config),
                 identity: identity.clone(),
                 boot_epoch: myself.epoch,
@@ -118,6 +121,7 @@ impl Node {
             jobs: Arc::clone(&jobs),
             history,
             work: on_work,
+            exports,
         };
         let servers = server::start(services, control, stopped).await?;
         Ok(Self {
