@@ -15,6 +15,7 @@ pub fn tests() -> Vec<Trial> {
         .test("groups_are_the_owners_word", &[], groups)
         .test("system_ids_of_other_nodes_are_nobodys", &[], system_ids)
         .test("kernel_file_systems_are_not_exported", &[], kernel_views)
+        .alone("entries_limit_what_other_nodes_see", TOOLS, entries)
         .test("a_host_of_roots_job_has_root", &[], ids_of_roots_guest)
         .test(
             "a_job_keeps_files_that_its_user_could_not_open",
@@ -299,4 +300,51 @@ fn kernel_views(lab: &Lab) -> Result<()> {
     ensure!(own == "cat\ncat\n", "{own}");
     gets(lab, "--ids 4711:4711", "read /dev/shm/exported", "shared\n")?;
     lab.sh("n1", &format!("kill -KILL {pid}")).map(drop)
+}
+
+fn entries() -> Result<()> {
+    let lab = Lab::up(&with_omfs(3)?)?;
+    let prepare = format!(
+        "{ANN} mkdir -p /srv/team/sub /srv/secret/public; chmod 777 /srv/team /srv/secret/public
+         for dir in team secret secret/public; do echo of-$dir >/srv/$dir/file; done"
+    );
+    lab.sh("n1", &prepare)?;
+    let ann = "--ids 4711:4711";
+    let read = |dir: &str| format!("read /srv/{dir}/file");
+    gets(&lab, ann, &read("secret"), "of-secret\n")?;
+    lab.sh("n1", "omfs export add /srv/secret --nodes= && omfs export add /srv/secret/public")?;
+    denied(&lab, ann, &read("secret"), "No such file")?;
+    gets(&lab, ann, &read("secret/public"), "of-secret/public\n")?;
+    gets(&lab, ann, "list /srv/secret | sort", ".\n..\npublic\n")?;
+    for moved in ["secret", "secret/public"] {
+        let rename = format!("rename /srv/{moved} /srv/team/moved");
+        denied(&lab, ann, &rename, "")?;
+        lab.sh("n1", &format!("test -d /srv/{moved}"))?;
+    }
+    lab.sh("n1", "omfs export add /srv/team --nodes n3,2 --ro")?;
+    gets(&lab, ann, &read("team"), "of-team\n")?;
+    let create = "create /srv/team/new 644 </dev/null";
+    denied(&lab, ann, create, "Read-only file system")?;
+    lab.sh("n1", "omfs export add /srv/team --nodes n3 --ro")?;
+    denied(&lab, ann, &read("team"), "No such file")?;
+    ensure!(lab.sh("n3", "cat /mfs/n1/srv/team/file")? == "of-team\n");
+    // Only one directory, with the way to it; the node's own users see what they always saw.
+    lab.sh("n1", "omfs export add / --nodes=")?;
+    gets(&lab, ann, "list / | sort", ".\n..\nsrv\n")?;
+    gets(&lab, ann, &read("secret/public"), "of-secret/public\n")?;
+    denied(&lab, ann, "read /etc/hostname", "No such file")?;
+    let own = lab.sh("n1", "cat /mfs/n1/etc/hostname /mfs/here/srv/secret/file")?;
+    ensure!(own == "n1\nof-secret\n", "{own}");
+    // Its guests do, too.
+    let job = Away::start(&lab, AS_ANN, BUSY)?;
+    let guest = format!("--guest {} {ann}", job.pid);
+    gets(&lab, &guest, &read("secret"), "of-secret\n")?;
+    drop(job);
+    let listed = lab.sh("n1", "omfs export list; omfs --json export list")?;
+    ensure!(listed.contains("/srv/team") && listed.contains("\"ro\": true"), "{listed}");
+    let refused = lab.run("n1", &format!("{AS_ANN} omfs export remove /"))?;
+    ensure!(refused.status.code() == Some(77), "{refused:?}");
+    lab.sh("n1", "omfs export reset")?;
+    gets(&lab, ann, &read("secret"), "of-secret\n")?;
+    lab.down()
 }
