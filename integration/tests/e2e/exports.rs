@@ -312,7 +312,10 @@ fn entries() -> Result<()> {
     let ann = "--ids 4711:4711";
     let read = |dir: &str| format!("read /srv/{dir}/file");
     gets(&lab, ann, &read("secret"), "of-secret\n")?;
-    lab.sh("n1", "omfs export add /srv/secret --nodes= && omfs export add /srv/secret/public")?;
+    lab.sh(
+        "n1",
+        "omfs export add /srv/secret --nodes= && omfs export add /srv/secret/public",
+    )?;
     denied(&lab, ann, &read("secret"), "No such file")?;
     gets(&lab, ann, &read("secret/public"), "of-secret/public\n")?;
     gets(&lab, ann, "list /srv/secret | sort", ".\n..\npublic\n")?;
@@ -341,7 +344,10 @@ fn entries() -> Result<()> {
     gets(&lab, &guest, &read("secret"), "of-secret\n")?;
     drop(job);
     let listed = lab.sh("n1", "omfs export list; omfs --json export list")?;
-    ensure!(listed.contains("/srv/team") && listed.contains("\"ro\": true"), "{listed}");
+    ensure!(
+        listed.contains("/srv/team") && listed.contains("\"ro\": true"),
+        "{listed}"
+    );
     let refused = lab.run("n1", &format!("{AS_ANN} omfs export remove /"))?;
     ensure!(refused.status.code() == Some(77), "{refused:?}");
     lab.sh("n1", "omfs export reset")?;
