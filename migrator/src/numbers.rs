@@ -67,12 +67,17 @@ impl HomeNumbers {
         self.root.is_some()
     }
 
+    /// Whether what is on this device is seen through the view of all nodes.
+    #[must_use]
+    pub fn is_view(&self, device: u64) -> bool {
+        self.root
+            .as_ref()
+            .is_some_and(|(_, through)| *through == device)
+    }
+
     /// Home's numbers of a file that has these here; `None` if they are not a view of home.
     pub fn at_home(&self, device: u64, inode: u64) -> Option<Numbers> {
-        let (fd, seen_through) = self.root.as_ref()?;
-        if device != *seen_through {
-            return None;
-        }
+        let (fd, _) = self.root.as_ref().filter(|_| self.is_view(device))?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(numbers) = known.get(&inode) {
             return Some(*numbers);

@@ -20,6 +20,7 @@ mod odd_names;
 mod operations;
 mod posix;
 mod restart;
+mod sandbox;
 mod security;
 mod silence;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     trials.extend(odd_names::tests());
     trials.extend(security::tests());
     trials.extend(exports::tests());
+    trials.extend(sandbox::tests());
     trials.extend(faults::tests());
     trials.extend(abuse::tests());
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -128,7 +128,7 @@ fn cgroup(lab: &Lab) -> Result<()> {
     }
     let members = lab.sh(
         "n2",
-        &format!("for one in $({GROUPS}); do wc -l <$one/cgroup.procs; done"),
+        &format!("for one in $({GROUPS}); do cat $one/*/cgroup.procs | wc -l; done"),
     )?;
     ensure!(
         !members.is_empty() && members.lines().all(|count| count.trim() == "2"),

@@ -17,6 +17,7 @@ pub struct Cgroup {
     cpu: Option<Dirs>,
     cpuacct: Option<Dirs>,
     memory: Option<Dirs>,
+    pids: Option<Dirs>,
 }
 
 /// The directory in which the guests' cgroup is made.
@@ -48,6 +49,7 @@ impl Cgroup {
             cpu: find("cpu"),
             cpuacct: find("cpuacct").or_else(|| find("cpu").filter(|dirs| dirs.unified)),
             memory: find("memory"),
+            pids: find("pids"),
         })
     }
 
@@ -100,12 +102,12 @@ impl Cgroup {
         limited.min_by_key(|(limit, _)| *limit)
     }
 
-    /// Where the guests' cgroup belongs in the CPU and memory hierarchies: below everything that
+    /// Where the guests' cgroup belongs in the CPU, memory and PID hierarchies: below everything that
     /// limits this node, so that guests are limited with it, and as high as that allows, so that
     /// they are weighed against everything else on the node.
     #[must_use]
     pub fn guest_parents(&self) -> Vec<GuestParent> {
-        let parents = [&self.cpu, &self.memory];
+        let parents = [&self.cpu, &self.memory, &self.pids];
         let parents = parents.into_iter().flatten().filter_map(Dirs::guest_parent);
         let mut parents: Vec<GuestParent> = parents.collect();
         parents.dedup();

@@ -1,9 +1,10 @@
 //! Both ends of a migration on one machine, without the rest of omfs: for tests and for trying.
 //!
 //! ```text
-//! two_nodes supervisor PID SOCKET NAME    waits at SOCKET for process PID and hosts it
-//! two_nodes shim PID DIRECTORY            holds PID; commands go to DIRECTORY/shim.sock
-//! two_nodes send DIRECTORY COMMAND        one line of JSON; prints the events
+//! two_nodes supervisor PID SOCKET NAME [ROOT]   waits at SOCKET for process PID and hosts it, with
+//!                                               ROOT for home's tree
+//! two_nodes shim PID DIRECTORY                  holds PID; commands go to DIRECTORY/shim.sock
+//! two_nodes send DIRECTORY COMMAND              one line of JSON; prints the events
 //! ```
 //! The address of a `migrate` command is a supervisor's SOCKET. A token of `cut:N` cuts the
 //! connection after N bytes in either direction.
@@ -29,7 +30,8 @@ fn main() -> io::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
-        ["supervisor", pid, socket, name] => host(parse(pid)?, Path::new(socket), name),
+        ["supervisor", pid, socket, name] => host(parse(pid)?, Path::new(socket), name, "/"),
+        ["supervisor", pid, socket, name, root] => host(parse(pid)?, Path::new(socket), name, root),
         ["shim", pid, directory] => hold(parse(pid)?, Path::new(directory)),
         ["send", directory, command] => send(Path::new(directory), command),
         _ => Err(io::Error::other("see the first lines of two_nodes.rs")),
@@ -40,7 +42,7 @@ fn parse(pid: &str) -> io::Result<i32> {
     pid.parse().map_err(io::Error::other)
 }
 
-fn host(pid: i32, socket: &Path, name: &str) -> io::Result<()> {
+fn host(pid: i32, socket: &Path, name: &str, root: &str) -> io::Result<()> {
     // Whoever sees the socket can connect: it is there only when it is listened on.
     let early = socket.with_extension("new");
     let listener = UnixListener::bind(&early)?;
@@ -51,10 +53,12 @@ fn host(pid: i32, socket: &Path, name: &str) -> io::Result<()> {
         home_pid: pid,
         home: "home".into(),
         here: name.into(),
-        root: PathBuf::from("/"),
+        root: PathBuf::from(root),
         proc_dir: PathBuf::from(format!("/proc/{pid}")),
         mfs: None,
+        stage: std::env::temp_dir(),
         cgroups: Vec::new(),
+        quota: None,
         state_file: None,
         silence_max: SILENCE_MAX,
     };

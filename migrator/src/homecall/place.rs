@@ -8,6 +8,8 @@ use super::{CALL_BYTES_MAX, HomeCallError, Memory};
 /// Most buffers of one call: msghdr, name, iovec, data are four.
 const BUFFERS_MAX: usize = 16;
 const ALIGNMENT: usize = 16;
+/// Scratch memory of a thread: the largest call, and room for its small structures.
+pub const SCRATCH_BYTES: u64 = CALL_BYTES_MAX as u64 + (64 << 10);
 
 /// A home call as it is made in the deputy.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,6 +55,10 @@ pub fn place(call: &HomeCall, payload: &[u8], base: u64) -> Result<Placed, HomeC
             return Err(HomeCallError::Invalid);
         }
         let (start, length) = (placed.scratch.len(), buffer.length as usize);
+        let end = (start + length).next_multiple_of(ALIGNMENT);
+        if end as u64 > SCRATCH_BYTES {
+            return Err(HomeCallError::Invalid);
+        }
         if buffer.input {
             let (bytes, after) = rest
                 .split_at_checked(length)
@@ -60,7 +66,6 @@ pub fn place(call: &HomeCall, payload: &[u8], base: u64) -> Result<Placed, HomeC
             rest = after;
             placed.scratch.extend_from_slice(bytes);
         }
-        let end = (start + length).next_multiple_of(ALIGNMENT);
         placed.scratch.resize(end, 0);
         if buffer.output {
             placed.outputs.push(Output {
@@ -255,6 +260,34 @@ mod tests {
             ..Buffer::default()
         };
         assert!(place(&call(huge), b"", BASE).is_err());
+    }
+
+    #[test]
+    fn all_buffers_together_fit_into_the_scratch_area() {
+        let call = |lengths: &[u32]| HomeCall {
+            args: vec![0; 6],
+            buffers: lengths
+                .iter()
+                .map(|length| Buffer {
+                    length: *length,
+                    output: true,
+                    ..Buffer::default()
+                })
+                .collect(),
+            ..HomeCall::default()
+        };
+        let room = u32::try_from(SCRATCH_BYTES).unwrap() - CALL_BYTES_MAX;
+        let placed = place(&call(&[CALL_BYTES_MAX, room]), b"", BASE).unwrap();
+        assert_eq!(placed.scratch.len() as u64, SCRATCH_BYTES);
+        for lengths in [
+            &[CALL_BYTES_MAX, room + 1][..],
+            &[CALL_BYTES_MAX, room, 1],
+            &[CALL_BYTES_MAX; 2],
+            &[CALL_BYTES_MAX; BUFFERS_MAX],
+        ] {
+            let refused = place(&call(lengths), b"", BASE);
+            assert_eq!(refused, Err(HomeCallError::Invalid), "{lengths:?}");
+        }
     }
 
     proptest! {

@@ -22,6 +22,9 @@ pub const VERSION: u32 = 1;
 /// A page, the unit of everything about memory (x86-64).
 pub const PAGE_BYTES: u64 = 4096;
 
+/// Devices that are the same everywhere: a guest has those of its host.
+pub const LOCAL_DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ImageError {

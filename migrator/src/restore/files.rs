@@ -4,12 +4,19 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::ResolveFlag;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 
 use crate::capture::file_id;
-use crate::image::{FileIdImage, FileImage, FileKind};
+use crate::image::{FileIdImage, FileImage, FileKind, ProcessImage};
+use crate::numbers::HomeNumbers;
 use crate::tracee::{Frozen, TraceeError};
 
-use super::{RestoreError, Sources};
+use super::RestoreError;
+use super::identity::{self, Found, Wanted};
+use super::privileges;
 
 /// Flags of an open description that a new open() can give again.
 const KEPT_FLAGS: i32 = libc::O_ACCMODE
@@ -27,29 +34,61 @@ const PATH_BYTES_MAX: usize = 4096;
 /// Finds the files of an image: by name if that is still the same file, else by the deputy's own.
 #[derive(Clone, Debug)]
 pub struct Finder {
-    sources: Option<Sources>,
+    away: Option<Away>,
+}
+
+/// Where a process is built that is away from home. Its root is home's tree already, and nothing
+/// else can be reached from there.
+#[derive(Clone, Debug)]
+struct Away {
+    numbers: Arc<HomeNumbers>,
+    /// The process' file system uid.
+    uid: u64,
+    /// Its own descriptor of the deputy's files, by identity, laid out as /proc/PID.
+    deputy: i32,
+    /// How names are looked up below that.
+    below: ResolveFlag,
 }
 
 impl Finder {
-    /// Looks in `sources`.
-    #[must_use]
-    pub fn new(sources: Sources) -> Self {
-        Self {
-            sources: Some(sources),
-        }
+    /// For a process with the directory of its deputy's files open as `deputy`, which uses files
+    /// with the image's ids already.
+    ///
+    /// # Errors
+    /// The kernel's, of looking at that.
+    pub fn away(
+        frozen: &Frozen,
+        image: &ProcessImage,
+        deputy: i32,
+        numbers: Arc<HomeNumbers>,
+    ) -> io::Result<Self> {
+        let link = format!("/proc/{}/fd/{deputy}", frozen.pid());
+        // On one machine it is /proc/PID itself, whose links lead to the files.
+        let links = if statfs(Path::new(&link))?.filesystem_type() == PROC_SUPER_MAGIC {
+            ResolveFlag::empty()
+        } else {
+            ResolveFlag::RESOLVE_BENEATH | NO_LINKS
+        };
+        let away = Away {
+            numbers,
+            uid: privileges::file_uid(image),
+            deputy,
+            below: links,
+        };
+        Ok(Self { away: Some(away) })
     }
 
     /// At home: paths are the process' own, and there is no other place to look.
     #[must_use]
     pub fn at_home() -> Self {
-        Self { sources: None }
+        Self { away: None }
     }
 
     /// Opens the file that had `path` and `id` at home, or else `inside` of the deputy's
     /// directory if the deputy has it, in the process; answers the new descriptor, the lowest free.
     ///
     /// # Errors
-    /// `File` when neither is there.
+    /// `File` when neither is there, or is another file.
     pub fn open(
         &self,
         frozen: &mut Frozen,
@@ -59,66 +98,113 @@ impl Finder {
         flags: i32,
     ) -> Result<i32, RestoreError> {
         let mut by_name = Err(io::Error::from_raw_os_error(libc::ENOENT));
-        if !id.is_some_and(|id| id.unlinked) {
-            by_name = self.open_by_name(frozen, path, id, flags)?;
+        if let Some(id) = id.filter(|id| !id.unlinked) {
+            let wanted = Wanted { path, id };
+            by_name = match &self.away {
+                Some(away) => away.open_by_name(frozen, wanted, flags)?,
+                None => open_at_home(frozen, wanted, flags)?,
+            };
         }
         let by_name = match by_name {
             Ok(fd) => return Ok(fd),
             Err(error) => error,
         };
-        let (Some(sources), Some(inside)) = (&self.sources, inside) else {
+        let (Some(away), Some(id), Some(inside)) = (&self.away, id, inside) else {
             return Err(failed(path, by_name));
         };
-        match open(frozen, &sources.proc_dir.join(inside), flags) {
-            Err(TraceeError::Call { error, .. }) => {
-                tracing::info!(
-                    "{} by name: {by_name}; at the deputy: {error}",
-                    String::from_utf8_lossy(path)
-                );
-                Err(failed(path, error))
-            }
-            other => Ok(other?),
+        let at_deputy = away.open_at_deputy(frozen, Wanted { path, id }, inside, flags)?;
+        at_deputy.map_err(|error| {
+            tracing::info!(
+                "{} by name: {by_name}; at the deputy: {error}",
+                String::from_utf8_lossy(path)
+            );
+            failed(path, error)
+        })
+    }
+}
+
+/// The outer results are the process' trouble, the inner ones the file's.
+type Opened = Result<io::Result<i32>, RestoreError>;
+
+impl Away {
+    /// The names in an image are those that the kernel told: no link is on the way, unless somebody
+    /// has put one there since.
+    fn open_by_name(&self, frozen: &mut Frozen, wanted: Wanted<'_>, flags: i32) -> Opened {
+        if !wanted.path.starts_with(b"/") {
+            return Ok(Err(io::Error::from_raw_os_error(libc::ENOENT)));
         }
+        let path = Path::new(OsStr::from_bytes(wanted.path));
+        let opened = inner(open_beneath(
+            frozen,
+            (libc::AT_FDCWD, path),
+            flags,
+            NO_LINKS,
+        ))?;
+        self.checked(frozen, opened, wanted, Found::ByName)
     }
 
-    /// Only by name; the outer result is the process' trouble, the inner the file's.
-    fn open_by_name(
+    /// Asked by this node itself, not by the process: the deputy may hold open what the process could
+    /// not open any more. What home's tree does not have is not there.
+    fn open_at_deputy(
         &self,
         frozen: &mut Frozen,
-        path: &[u8],
-        id: Option<&FileIdImage>,
+        wanted: Wanted<'_>,
+        inside: &Path,
         flags: i32,
-    ) -> Result<io::Result<i32>, RestoreError> {
-        let path = self.place(path);
-        if self.sources.is_none() && id.is_some_and(|id| is_another(frozen.pid(), &path, id)) {
-            return Ok(Err(io::Error::from_raw_os_error(libc::ESTALE)));
-        }
-        let fd = match open(frozen, &path, flags) {
-            Err(TraceeError::Call { error, .. }) => return Ok(Err(error)),
-            other => other?,
-        };
-        let link = format!("/proc/{}/fd/{fd}", frozen.pid());
-        let mut found = file_id(Path::new(&link));
-        if let (Some(sources), Ok(found)) = (&self.sources, &mut found) {
-            sources.numbers.translate(found);
-        }
-        if let (Some(wanted), Ok(found)) = (id, found)
-            && same_file(wanted, &found)
-        {
-            return Ok(Ok(fd));
-        }
-        close(frozen, fd)?;
-        Ok(Err(io::Error::from_raw_os_error(libc::ESTALE)))
+    ) -> Opened {
+        let place = (self.deputy, inside);
+        privileges::use_files_as(frozen, 0)?;
+        let opened = inner(open_beneath(frozen, place, flags, self.below))?;
+        privileges::use_files_as(frozen, self.uid)?;
+        self.checked(frozen, opened, wanted, Found::AtDeputy)
     }
 
-    /// Where a path of home is found.
-    #[must_use]
-    pub fn place(&self, path: &[u8]) -> PathBuf {
-        let Some(sources) = &self.sources else {
-            return PathBuf::from(OsStr::from_bytes(path));
+    /// Keeps what was opened only if it is the wanted file.
+    fn checked(
+        &self,
+        frozen: &mut Frozen,
+        opened: io::Result<i32>,
+        wanted: Wanted<'_>,
+        how: Found,
+    ) -> Opened {
+        let fd = match opened {
+            Ok(fd) => fd,
+            Err(error) => return Ok(Err(error)),
         };
-        let relative = path.strip_prefix(b"/").unwrap_or(path);
-        sources.root.join(OsStr::from_bytes(relative))
+        let link = format!("/proc/{}/fd/{fd}", frozen.pid());
+        match identity::check(Path::new(&link), wanted, how, &self.numbers) {
+            Ok(()) => Ok(Ok(fd)),
+            Err(error) => {
+                close(frozen, fd)?;
+                Ok(Err(error))
+            }
+        }
+    }
+}
+
+fn open_at_home(frozen: &mut Frozen, wanted: Wanted<'_>, flags: i32) -> Opened {
+    let stale = || Ok(Err(io::Error::from_raw_os_error(libc::ESTALE)));
+    let path = Path::new(OsStr::from_bytes(wanted.path));
+    if is_another(frozen.pid(), path, wanted.id) {
+        return stale();
+    }
+    let fd = match inner(open(frozen, path, flags))? {
+        Ok(fd) => fd,
+        Err(error) => return Ok(Err(error)),
+    };
+    let link = format!("/proc/{}/fd/{fd}", frozen.pid());
+    if file_id(Path::new(&link)).is_ok_and(|found| same_file(wanted.id, &found)) {
+        return Ok(Ok(fd));
+    }
+    close(frozen, fd)?;
+    stale()
+}
+
+/// Tells what the call answered from what became of the process.
+fn inner(opened: Result<i32, TraceeError>) -> Opened {
+    match opened {
+        Err(TraceeError::Call { error, .. }) => Ok(Err(error)),
+        other => Ok(Ok(other?)),
     }
 }
 
@@ -164,6 +250,38 @@ pub fn open(frozen: &mut Frozen, path: &Path, flags: i32) -> Result<i32, TraceeE
     let args = [libc::AT_FDCWD as u64, path, flags as u64, 0, 0, 0];
     frozen
         .call(0, ("open", libc::SYS_openat), args)
+        .map(|fd| fd as i32)
+}
+
+/// No link is followed, neither a symbolic one nor one of procfs that leads to a file itself.
+const NO_LINKS: ResolveFlag =
+    ResolveFlag::RESOLVE_NO_SYMLINKS.union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+/// What openat2(2) takes together with O_PATH.
+const PATH_FLAGS: i32 = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+
+/// openat2(2) in the process, of a path in one of its own directories. The lowest free descriptor.
+fn open_beneath(
+    frozen: &mut Frozen,
+    (directory, path): (i32, &Path),
+    flags: i32,
+    resolve: ResolveFlag,
+) -> Result<i32, TraceeError> {
+    let allowed = if flags & libc::O_PATH != 0 {
+        PATH_FLAGS
+    } else {
+        !0
+    };
+    // struct open_how (linux/openat2.h): flags, mode, resolve.
+    let flags = u64::from((flags & allowed).cast_unsigned());
+    let how = [flags, 0, resolve.bits()];
+    let mut bytes = how.map(u64::to_ne_bytes).concat();
+    bytes.extend(path_bytes(path)?);
+    let arguments = frozen.put_arguments(&bytes)?;
+    let how_bytes = size_of_val(&how) as u64;
+    let directory = u64::from(directory.cast_unsigned());
+    let args = [directory, arguments + how_bytes, arguments, how_bytes, 0, 0];
+    frozen
+        .call(0, ("open", libc::SYS_openat2), args)
         .map(|fd| fd as i32)
 }
 
@@ -230,8 +348,8 @@ pub fn change_directory(frozen: &mut Frozen, path: &Path) -> Result<(), TraceeEr
         .map(drop)
 }
 
-/// Writes a path into the scratch memory.
-fn path_argument(frozen: &mut Frozen, path: &Path) -> Result<u64, TraceeError> {
+/// A path with its final zero.
+fn path_bytes(path: &Path) -> Result<Vec<u8>, TraceeError> {
     let mut bytes = path.as_os_str().to_owned().into_vec();
     bytes.push(0);
     if bytes.len() > PATH_BYTES_MAX {
@@ -241,6 +359,12 @@ fn path_argument(frozen: &mut Frozen, path: &Path) -> Result<u64, TraceeError> {
             error,
         });
     }
+    Ok(bytes)
+}
+
+/// Writes a path into the scratch memory.
+fn path_argument(frozen: &mut Frozen, path: &Path) -> Result<u64, TraceeError> {
+    let bytes = path_bytes(path)?;
     let scratch = frozen.stub()?.scratch;
     frozen.leader()?.stopped.memory().write(scratch, &bytes)?;
     Ok(scratch)
@@ -266,11 +390,7 @@ pub fn place_file(
         return Ok(());
     }
     let fd = if file.home {
-        open(
-            frozen,
-            &finder.place(b"/dev/null"),
-            libc::O_PATH | exec_flag,
-        )?
+        open(frozen, Path::new("/dev/null"), libc::O_PATH | exec_flag)?
     } else {
         let inside = (!file.opened_away).then(|| inside_fd(file.number));
         finder.open(

@@ -4,14 +4,18 @@
 //! [`GuestBuilder::finish`] → [`GuestBuilder::run`]. Dropping the builder before `run` leaves a
 //! stopped tracee that never executed an instruction of the program; kill it.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use crate::capture::PageRun;
 use crate::capture::memory::vdso_crc32;
 use crate::image::{self, PAGE_BYTES, ProcessImage, VmaKind, cpu};
-use crate::tracee::{Frozen, Memory, Running, Stopped, Stub, TraceeError, options};
+use crate::numbers::HomeNumbers;
+use crate::tracee::{Frozen, Memory, Running, Stopped, Stub, TraceeError, options, procfs};
 
 use super::files::{self, Finder};
 use super::mapped::MappedFiles;
-use super::{RestoreError, Sources, maps_of, privileges, process, space, threads};
+use super::{RestoreError, mapped, maps_of, privileges, process, space, threads};
 
 /// Scratch memory of a guest's stub; a page of it takes paths.
 const SCRATCH_BYTES: u64 = 32 * 1024;
@@ -27,16 +31,16 @@ pub struct GuestBuilder {
 }
 
 impl GuestBuilder {
-    /// Takes over a blank child: one thread, seized with [`OPTIONS`], stopped, no descriptors
-    /// open, privileged, seeing files as `sources` says. It gets the image's descriptors, working
-    /// directory and mappings (still empty).
+    /// Takes over a blank child: one thread, seized with [`OPTIONS`], stopped, privileged, with
+    /// home's tree as its root, and one descriptor, number 0, of the directory of the deputy's files.
+    /// It gets the image's descriptors, working directory and mappings (still empty).
     ///
     /// # Errors
     /// [`RestoreError`].
     pub fn begin(
         blank: Stopped,
         image: ProcessImage,
-        sources: &Sources,
+        numbers: &Arc<HomeNumbers>,
     ) -> Result<Self, RestoreError> {
         image::validate(&image)?;
         check_processor(&image)?;
@@ -46,11 +50,31 @@ impl GuestBuilder {
             image,
             stub,
         };
-        let finder = Finder::new(sources.clone());
         builder.clear()?;
+        let deputy = builder.set_deputy_aside()?;
+        privileges::open_as_process(&mut builder.frozen, &builder.image)?;
+        let numbers = Arc::clone(numbers);
+        let finder = Finder::away(&builder.frozen, &builder.image, deputy, numbers);
+        let finder = finder.map_err(|error| procfs::failed(builder.host_pid(), error))?;
         builder.map(&finder)?;
         builder.open_files(&finder)?;
+        files::close(&mut builder.frozen, deputy)?;
+        builder.limit_files()?;
         Ok(builder)
+    }
+
+    /// Gives the directory of the deputy's files a number that no file of the image has, and makes
+    /// room for all of them.
+    fn set_deputy_aside(&mut self) -> Result<i32, RestoreError> {
+        let numbers: BTreeSet<i32> = self.image.files.iter().map(|file| file.number).collect();
+        let free = (1..).find(|number| !numbers.contains(number));
+        let free = free.unwrap_or(i32::MAX);
+        let highest = numbers.last().copied().unwrap_or(0).max(free);
+        let room = u64::try_from(highest).unwrap_or(0) + 1 + mapped::OPEN_MAX as u64;
+        process::make_room(&mut self.frozen, room)?;
+        files::duplicate(&mut self.frozen, 0, free, true)?;
+        files::close(&mut self.frozen, 0)?;
+        Ok(free)
     }
 
     /// The guest's id as this node sees it.
@@ -96,18 +120,18 @@ impl GuestBuilder {
     }
 
     fn open_files(&mut self, finder: &Finder) -> Result<(), RestoreError> {
-        let number = libc::RLIMIT_NOFILE as i32;
-        let limits = self
-            .image
-            .limits
-            .iter()
-            .filter(|limit| limit.resource == number);
-        process::set_limits(&mut self.frozen, limits)?;
         process::set_directory(&mut self.frozen, &self.image, finder)?;
         for file in &self.image.files {
             files::place_file(&mut self.frozen, file, finder)?;
         }
         Ok(())
+    }
+
+    fn limit_files(&mut self) -> Result<(), RestoreError> {
+        let number = libc::RLIMIT_NOFILE as i32;
+        let limits = self.image.limits.iter();
+        let limits = limits.filter(|limit| limit.resource == number);
+        process::set_limits(&mut self.frozen, limits)
     }
 
     /// Writes page content. Pages may come several times; the last one counts.

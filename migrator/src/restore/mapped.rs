@@ -12,7 +12,7 @@ use super::RestoreError;
 use super::files::{self, Finder, same_file};
 
 /// Descriptors kept open at once; below every usual RLIMIT_NOFILE.
-const OPEN_MAX: usize = 128;
+pub(super) const OPEN_MAX: usize = 128;
 const FLAGS: i32 = libc::O_RDONLY | libc::O_CLOEXEC;
 
 #[derive(Debug)]

@@ -2,7 +2,8 @@
 //!
 //! * [`guest`] — a blank child in a cage becomes the process ([`GuestBuilder`]).
 //! * [`deputy`] — the original process gives up its memory, and becomes the process again.
-//! * [`files`] — descriptors opened, placed and closed inside a frozen process.
+//! * [`files`] — descriptors opened, placed and closed inside a frozen process; `identity` — whether
+//!   they are the files that the image means.
 //! * [`restart`] — what becomes of the system call a thread was interrupted in.
 //!
 //! Everything is done by injected calls, so that the kernel itself builds what it later runs.
@@ -10,6 +11,7 @@
 pub mod deputy;
 pub mod files;
 pub mod guest;
+mod identity;
 mod mapped;
 mod privileges;
 mod process;
@@ -18,25 +20,11 @@ mod space;
 mod threads;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
 
 use crate::image::ImageError;
-use crate::numbers::HomeNumbers;
 use crate::tracee::{Frozen, TraceeError, procfs};
 
 pub use guest::GuestBuilder;
-
-/// Where the files of a process that is built are found, as the process being built sees paths.
-#[derive(Clone, Debug)]
-pub struct Sources {
-    /// Home's file system.
-    pub root: PathBuf,
-    /// The deputy's files by identity, laid out as /proc/PID.
-    pub proc_dir: PathBuf,
-    /// What home calls them.
-    pub numbers: Arc<HomeNumbers>,
-}
 
 /// Why a process could not be built. Nothing has run yet.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,8 @@
-//! Credentials: taken on last, since everything before needs those of the builder.
+//! Credentials: taken on last, since everything before needs those of the builder; but files are
+//! opened with the ids of the process from the first on.
 
 use crate::image::{CredentialsImage, ProcessImage};
-use crate::tracee::{Frozen, TraceeError};
+use crate::tracee::{Call, Frozen, TraceeError};
 
 use super::RestoreError;
 
@@ -31,8 +32,49 @@ pub(super) fn empty_bounding_set(frozen: &mut Frozen) -> Result<(), RestoreError
     Ok(())
 }
 
-/// Gives every thread the groups and ids of the image and no capability.
-pub(super) fn take_on(frozen: &mut Frozen, image: &ProcessImage) -> Result<(), RestoreError> {
+/// Has the leader use files as the process does (setfsuid(2)); all else it still does as its builder.
+pub(super) fn open_as_process(
+    frozen: &mut Frozen,
+    image: &ProcessImage,
+) -> Result<(), RestoreError> {
+    let credentials = credentials(image)?;
+    set_groups(frozen, 0, &credentials.groups)?;
+    let [uid, gid] = [&credentials.uids, &credentials.gids].map(|ids| file_id(ids));
+    set_file_id(frozen, ("setfsgid", libc::SYS_setfsgid), gid)?;
+    use_files_as(frozen, uid)
+}
+
+/// setfsuid(2) in the leader.
+pub(super) fn use_files_as(frozen: &mut Frozen, uid: u64) -> Result<(), RestoreError> {
+    set_file_id(frozen, ("setfsuid", libc::SYS_setfsuid), uid)
+}
+
+/// These calls answer the id before, and no error: an id that nobody has changes nothing.
+fn set_file_id(
+    frozen: &mut Frozen,
+    call: (&'static str, i64),
+    id: u64,
+) -> Result<(), RestoreError> {
+    let ids = [id, u64::from(u32::MAX)];
+    let calls = ids.map(|id| Call::new(call, [id, 0, 0, 0, 0, 0]));
+    if frozen.calls_checked(0, &calls)?.last() == Some(&id) {
+        return Ok(());
+    }
+    Err(RestoreError::Incompatible(format!("{} {id}", call.0)))
+}
+
+/// The uid that a process uses files with.
+pub(super) fn file_uid(image: &ProcessImage) -> u64 {
+    let credentials = image.credentials.as_ref();
+    credentials.map_or(u64::from(u32::MAX), |ids| file_id(&ids.uids))
+}
+
+/// The one of four ids that counts for files.
+fn file_id(ids: &[u32]) -> u64 {
+    u64::from(ids.get(3).copied().unwrap_or(u32::MAX))
+}
+
+fn credentials(image: &ProcessImage) -> Result<&CredentialsImage, RestoreError> {
     let credentials = image
         .credentials
         .as_ref()
@@ -40,6 +82,12 @@ pub(super) fn take_on(frozen: &mut Frozen, image: &ProcessImage) -> Result<(), R
     if credentials.groups.len() > GROUPS_MAX {
         return Err(RestoreError::Incompatible("too many groups".into()));
     }
+    Ok(credentials)
+}
+
+/// Gives every thread the groups and ids of the image and no capability.
+pub(super) fn take_on(frozen: &mut Frozen, image: &ProcessImage) -> Result<(), RestoreError> {
+    let credentials = credentials(image)?;
     for index in 0..frozen.threads.len() {
         take_on_one(frozen, index, credentials)?;
     }

@@ -6,8 +6,7 @@ use crate::capture::process::OWN_TIMERS;
 use crate::image::{LayoutImage, LimitImage, ProcessImage, SignalActionImage};
 use crate::tracee::{Call, Frozen, RawSiginfo, TraceeError, procfs};
 
-use super::RestoreError;
-use super::files;
+use super::{RestoreError, files, privileges};
 
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
@@ -169,6 +168,20 @@ pub(super) fn set_limits<'a>(
     Ok(())
 }
 
+/// Lets the process have descriptors of all numbers below `room`.
+pub(super) fn make_room(frozen: &mut Frozen, room: u64) -> Result<(), TraceeError> {
+    let asked = LimitImage {
+        resource: libc::RLIMIT_NOFILE as i32,
+        ..LimitImage::default()
+    };
+    let here = present_limits(frozen, &[&asked])?;
+    let (soft, hard) = here.first().copied().unwrap_or_default();
+    if soft >= room {
+        return Ok(());
+    }
+    set_limit(frozen, libc::RLIMIT_NOFILE.into(), room, hard.max(room))
+}
+
 /// Soft and hard limits as they are now (`struct rlimit`).
 fn present_limits(
     frozen: &mut Frozen,
@@ -219,8 +232,10 @@ pub(super) fn set_directory(
     let (id, inside) = (image.cwd_id.as_ref(), Path::new("cwd"));
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
     let fd = finder.open(frozen, &image.cwd, id, Some(inside), flags)?;
+    // A process may have come to be where it could not go now.
+    privileges::use_files_as(frozen, 0)?;
     let moved = frozen.call(0, ("fchdir", libc::SYS_fchdir), [fd as u64, 0, 0, 0, 0, 0]);
     files::close(frozen, fd)?;
     moved?;
-    Ok(())
+    privileges::use_files_as(frozen, privileges::file_uid(image))
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use proto::ids::RequestId;
 use proto::v1::{HomeCall, HomeReply};
 
-use crate::homecall::place::{self, Placed};
-use crate::homecall::{CALL_BYTES_MAX, HomeCallError};
+use crate::homecall::HomeCallError;
+use crate::homecall::place::{self, Placed, SCRATCH_BYTES};
 use crate::syscalls::{Class, trapped_class};
 use crate::tracee::inject::{CallState, checked};
 use crate::tracee::{
@@ -24,8 +24,6 @@ use crate::tracee::{
 /// How long a thread may take to stop when it is told to. One that waits in the kernel stops at once,
 /// unless it may not run: its cgroup is frozen, or its machine overloaded. Then the job stands still.
 pub(super) const STOP_LIMIT: Duration = CALL_DEADLINE;
-/// Scratch memory of a thread: the largest call, and room for its small structures.
-const SCRATCH_BYTES: u64 = CALL_BYTES_MAX as u64 + (64 << 10);
 /// Most signals remembered that were put back into the queue of the process.
 const PUT_BACK_MAX: usize = 256;
 /// Blocked signals while a thread makes a call for us.

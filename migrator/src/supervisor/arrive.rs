@@ -17,6 +17,7 @@ use super::SupervisorConfig;
 use super::cage::{Cage, ClockOffsets};
 use super::fds::{FdKind, FdTable};
 use super::guest::Guest;
+use super::quota::OwnGroup;
 use super::returns::Returns;
 use super::signals::Forwarded;
 use crate::image::FileKind;
@@ -24,7 +25,7 @@ use crate::keeper::Peer;
 use crate::keeper::transfer::{Ear, MoveError, runs_of};
 use crate::numbers::HomeNumbers;
 use crate::restore::guest::OPTIONS;
-use crate::restore::{GuestBuilder, RestoreError, Sources};
+use crate::restore::{GuestBuilder, RestoreError};
 use crate::sys::seccomp::{FILTER_FLAGS, Listener, SET_MODE_FILTER};
 use crate::syscalls::filter;
 use crate::tracee::{Frozen, Running, Stopped, TraceeError};
@@ -47,7 +48,7 @@ pub(super) struct Arrived {
 /// Receives and builds the guest, up to and including home's `Go`.
 pub(super) fn arrive(
     config: &SupervisorConfig,
-    cage: &mut Cage,
+    (cage, group): (&mut Cage, &OwnGroup),
     peer: &Peer,
     ear: &mut Ear<'_>,
 ) -> Result<Arrived, MoveError> {
@@ -57,18 +58,23 @@ pub(super) fn arrive(
     if image.pid != config.home_pid {
         return Err(MoveError::process(&"the image is of another process"));
     }
-    let host_pid = start(config, cage, &image)?;
+    let most = config.quota.map_or(u64::MAX, |quota| quota.threads);
+    if image.threads.len() as u64 > most {
+        let error = format!("it has more threads than a guest may have there ({most})");
+        return Err(MoveError::Process {
+            error,
+            cantmove: true,
+        });
+    }
+    let host_pid = start(cage, &image)?;
+    group.join(config, host_pid);
     let blank = seize(host_pid).map_err(|error| MoveError::process(&error))?;
     let numbers = HomeNumbers::of(&config.root).map_err(|error| MoveError::process(&error))?;
-    let sources = Sources {
-        root: cage.root().to_owned(),
-        proc_dir: config.proc_dir.clone(),
-        numbers: Arc::new(numbers),
-    };
-    let builder = GuestBuilder::begin(blank, image, &sources);
+    let numbers = Arc::new(numbers);
+    let builder = GuestBuilder::begin(blank, image, &numbers);
     let mut builder = builder.map_err(|error| refusal(&error))?;
     receive_pages(&mut builder, peer, ear, deadline)?;
-    let guest = dress(config, cage, &mut builder, sources.numbers)?;
+    let guest = dress(config, &mut builder, numbers)?;
     peer.tell(What::Built(Built {}), &[])?;
     let pick = |what| matches!(what, What::Go(_)).then_some(());
     ear.expect(peer, "the word to go", Instant::now() + GO_LIMIT, pick)?;
@@ -100,22 +106,11 @@ fn hello(config: &SupervisorConfig, peer: &Peer, ear: &mut Ear<'_>) -> Result<Jo
     Ok(hello)
 }
 
-/// The guest's first thread, in its cage and its cgroups.
-fn start(
-    config: &SupervisorConfig,
-    cage: &mut Cage,
-    image: &ProcessImage,
-) -> Result<i32, MoveError> {
+/// The guest's first thread, in its cage.
+fn start(cage: &mut Cage, image: &ProcessImage) -> Result<i32, MoveError> {
     let clocks = clock_offsets(image).map_err(|error| MoveError::process(&error))?;
     let started = cage.start(image.pid, clocks, &image.hostname);
-    let host_pid = started.map_err(|error| MoveError::process(&error))?;
-    for cgroup in &config.cgroups {
-        // A guest that is weighed as an equal is better than none.
-        if let Err(error) = std::fs::write(cgroup.join("cgroup.procs"), host_pid.to_string()) {
-            tracing::warn!("the guest cannot join {}: {error}", cgroup.display());
-        }
-    }
-    Ok(host_pid)
+    started.map_err(|error| MoveError::process(&error))
 }
 
 /// The guest's clocks go on from where they stood at home.
@@ -158,10 +153,9 @@ fn receive_pages(
     }
 }
 
-/// Finishes the guest, with its filter and its final root.
+/// Finishes the guest, with its filter.
 fn dress(
     config: &SupervisorConfig,
-    cage: &mut Cage,
     builder: &mut GuestBuilder,
     numbers: Arc<HomeNumbers>,
 ) -> Result<Guest, MoveError> {
@@ -171,7 +165,6 @@ fn dress(
         error: error.to_string(),
         cantmove: true,
     })?;
-    cage.seal().map_err(|error| MoveError::process(&error))?;
     let root = root_of(builder.host_pid()).map_err(|error| MoveError::process(&error))?;
     let mut listener = None;
     let install = |frozen: &mut Frozen| {

@@ -5,14 +5,14 @@
 //! starts the guest's first thread under its PID at home, and reaps whatever is orphaned; when the
 //! guest is gone it ends, and with it everything in the cage. It dies with the supervisor.
 //!
-//! The guest's first thread begins with the host's view of the file system, so that files can be
-//! opened for it by identity; [`Cage::seal`] gives the whole cage its final root, from where the
-//! host cannot be reached.
+//! The cage has its final root before anything of the guest is there, and the host cannot be
+//! reached from it: what home or the image names is looked up nowhere else. The one way out is the
+//! descriptor of the deputy's files, opened before, with which the guest's first thread begins.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sched::CloneFlags;
@@ -28,10 +28,9 @@ const STEP_LIMIT: Duration = Duration::from_secs(20);
 /// Longest error text that is passed on.
 const ERROR_BYTES_MAX: u64 = 1024;
 
-/// The cage's first process is told these.
+/// The cage's first process is told this,
 const START: u8 = b's';
-const SEAL: u8 = b'p';
-/// and answers this, or an error's text.
+/// and answers this to each step, or an error's text.
 const DONE: u8 = b'+';
 
 /// Where the guest's clocks stand against this node's, in nanoseconds.
@@ -49,18 +48,16 @@ pub struct Cage {
     init: i32,
     init_pidfd: std::os::fd::OwnedFd,
     line: UnixStream,
-    mount_point: PathBuf,
 }
 
 impl Cage {
-    /// Makes the namespaces and prepares the mounts.
+    /// Makes the namespaces, with the guest's root as their root.
     ///
     /// The calling process must not have other threads yet.
     ///
     /// # Errors
     /// Missing privileges or kernel features, a root that is not there.
     pub fn new(config: &SupervisorConfig) -> io::Result<Self> {
-        let mount_point = mounts::temporary_directory()?;
         let (line, inner) = UnixStream::pair()?;
         let flags = CloneFlags::CLONE_NEWPID
             | CloneFlags::CLONE_NEWNS
@@ -71,7 +68,7 @@ impl Cage {
         match clone3::fork(flags, &[])? {
             Forked::Child => {
                 drop(line);
-                let _ = first_process(config, &mount_point, inner);
+                let _ = first_process(config, inner);
                 std::process::exit(1)
             }
             Forked::Parent { pid, pidfd } => {
@@ -80,7 +77,6 @@ impl Cage {
                     init: pid,
                     init_pidfd: pidfd,
                     line,
-                    mount_point,
                 };
                 cage.line.set_read_timeout(Some(STEP_LIMIT))?;
                 cage.answer()?;
@@ -90,7 +86,8 @@ impl Cage {
     }
 
     /// Starts the guest's first thread under its PID, on a machine of this name unless that is
-    /// empty; answers its PID here. It waits in `pause`.
+    /// empty; answers its PID here. It waits in `pause`, and its only descriptor, number 0, is the
+    /// directory of the deputy's files.
     ///
     /// # Errors
     /// The time namespace or the process could not be made; the name is too long.
@@ -106,23 +103,6 @@ impl Cage {
         let child = self.child()?;
         await_blank(child)?;
         Ok(child)
-    }
-
-    /// Where the guest's future root is, until the cage is sealed.
-    #[must_use]
-    pub fn root(&self) -> &Path {
-        &self.mount_point
-    }
-
-    /// Gives the cage its final root.
-    ///
-    /// # Errors
-    /// pivot_root(2) failed.
-    pub fn seal(&mut self) -> io::Result<()> {
-        self.line.write_all(&[SEAL])?;
-        self.answer()?;
-        // Nothing is mounted there any more; so nothing is left if this process is killed.
-        std::fs::remove_dir(&self.mount_point)
     }
 
     fn answer(&mut self) -> io::Result<()> {
@@ -152,13 +132,10 @@ impl Cage {
     }
 }
 
-/// Closing its descriptors is the last thing a new guest does by itself.
+/// Closing its other descriptors is the last thing a new guest does by itself.
 fn await_blank(pid: i32) -> io::Result<()> {
     let deadline = Instant::now() + STEP_LIMIT;
-    while std::fs::read_dir(format!("/proc/{pid}/fd"))?
-        .next()
-        .is_some()
-    {
+    while std::fs::read_dir(format!("/proc/{pid}/fd"))?.count() != 1 {
         if Instant::now() > deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -169,7 +146,6 @@ fn await_blank(pid: i32) -> io::Result<()> {
 
 impl Drop for Cage {
     fn drop(&mut self) {
-        use std::os::fd::AsFd;
         let _ = crate::sys::pidfd::send_signal(self.init_pidfd.as_fd(), libc::SIGKILL);
         // The first process is not gone before all others are, and those that are traced are not
         // gone before their tracer, this thread, has waited for them.
@@ -178,32 +154,25 @@ impl Drop for Cage {
                 break;
             }
         }
-        let _ = std::fs::remove_dir(&self.mount_point);
     }
 }
 
 /// The life of the cage's first process.
-fn first_process(
-    config: &SupervisorConfig,
-    mount_point: &Path,
-    mut line: UnixStream,
-) -> io::Result<()> {
-    report(&mut line, prepare(config, mount_point))?;
-    loop {
-        let mut request = [0];
-        line.read_exact(&mut request)?;
-        match request {
-            [START] => {
-                let started = start_leader(&mut line);
-                report(&mut line, started)?;
-            }
-            [SEAL] => {
-                report(&mut line, mounts::enter(mount_point))?;
-                return reap();
-            }
-            _ => return Err(io::ErrorKind::InvalidData.into()),
-        }
+fn first_process(config: &SupervisorConfig, mut line: UnixStream) -> io::Result<()> {
+    let deputy = match prepare(config) {
+        Ok(deputy) => deputy,
+        Err(error) => return report(&mut line, Err(error)),
+    };
+    report(&mut line, Ok(()))?;
+    let mut request = [0];
+    line.read_exact(&mut request)?;
+    if request != [START] {
+        return Err(io::ErrorKind::InvalidData.into());
     }
+    let started = start_leader(&mut line, deputy.as_fd());
+    report(&mut line, started)?;
+    drop(deputy);
+    reap()
 }
 
 fn report(line: &mut UnixStream, step: io::Result<()>) -> io::Result<()> {
@@ -217,14 +186,17 @@ fn report(line: &mut UnixStream, step: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn prepare(config: &SupervisorConfig, mount_point: &Path) -> io::Result<()> {
+/// Closes the cage; answers the directory of the deputy's files.
+fn prepare(config: &SupervisorConfig) -> io::Result<OwnedFd> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     nix::unistd::setsid()?;
     nix::unistd::sethostname(&config.home)?;
-    mounts::prepare(config, mount_point)
+    let deputy = mounts::open_directory(&config.proc_dir)?;
+    mounts::enter(config)?;
+    Ok(deputy)
 }
 
-fn start_leader(line: &mut UnixStream) -> io::Result<()> {
+fn start_leader(line: &mut UnixStream, deputy: BorrowedFd<'_>) -> io::Result<()> {
     let (mut pid, mut monotonic, mut boottime) = ([0; 4], [0; 8], [0; 8]);
     line.read_exact(&mut pid)?;
     line.read_exact(&mut monotonic)?;
@@ -243,7 +215,7 @@ fn start_leader(line: &mut UnixStream) -> io::Result<()> {
     enter_time_namespace(clocks)?;
     match clone3::fork(0, &[i32::from_le_bytes(pid)])? {
         Forked::Parent { .. } => Ok(()),
-        Forked::Child => leader(),
+        Forked::Child => leader(deputy),
     }
 }
 
@@ -262,7 +234,7 @@ fn enter_time_namespace(clocks: ClockOffsets) -> io::Result<()> {
 
 /// What becomes the guest waits here to be taken over; in a process group of its own whose session
 /// has another member, so that stop signals are not ignored for an orphaned group.
-fn leader() -> ! {
+fn leader(deputy: BorrowedFd<'_>) -> ! {
     let me = nix::unistd::Pid::from_raw(0);
     let _ = nix::unistd::setpgid(me, me);
     // Unlike its supervisor it goes before nobody.
@@ -271,7 +243,9 @@ fn leader() -> ! {
     }
     crate::sys::signals::default_all();
     let _ = crate::sys::signals::unblock_all();
-    let _ = crate::sys::fds::close_all();
+    if crate::sys::fds::keep_only(deputy).is_err() {
+        std::process::exit(1);
+    }
     loop {
         nix::unistd::pause();
     }

@@ -1,6 +1,6 @@
 //! The process at the host that holds the guest.
 //!
-//! * [`arrive`] — receives and builds it, [`cage`] — in namespaces of its own with [`mounts`].
+//! * [`arrive`] — receives and builds it, [`cage`] — in namespaces of its own with [`mounts`] and a [`quota`].
 //! * [`host`] — the loop while it runs; [`guest`] — its threads; [`calls`] — its trapped calls, by
 //!   [`decide`] with [`fds`], [`named`], [`paths`] and [`opens`]; [`results`]: what a call has told
 //!   it of a file; [`signals`] — those forwarded by the deputy.
@@ -18,6 +18,7 @@ mod mounts;
 mod named;
 mod opens;
 mod paths;
+mod quota;
 mod results;
 mod returns;
 mod signals;
@@ -42,7 +43,8 @@ use crate::keeper::transfer::Ear;
 use crate::keeper::{Inbox, Moving, Peer, PeerId, desk};
 use cage::Cage;
 use host::{End, Host};
-pub use mounts::sweep;
+use quota::OwnGroup;
+pub use quota::Quota;
 
 /// What a supervisor is told about its guest-to-be.
 #[derive(Clone, Debug)]
@@ -59,8 +61,13 @@ pub struct SupervisorConfig {
     pub proc_dir: PathBuf,
     /// This node's own `/mfs`, bound at `/mfs` in the guest's root.
     pub mfs: Option<PathBuf>,
-    /// Directories of cgroups (v1: one per controller) the guest is put into.
+    /// A directory of this node's own. The guest's root is mounted on it in the guest's mount
+    /// namespace, so nothing of that is seen elsewhere.
+    pub stage: PathBuf,
+    /// Directories of cgroups (v1: one per controller) in which the guest gets one of its own.
     pub cgroups: Vec<PathBuf>,
+    /// What the guest may use at most; `None` for no limit.
+    pub quota: Option<Quota>,
     /// Rewritten on every change; removed at the end.
     pub state_file: Option<PathBuf>,
     /// How long home may be silent whose node's kernel still answers.
@@ -77,6 +84,8 @@ pub struct SupervisorConfig {
 #[allow(clippy::needless_pass_by_value)] // the process is for this one guest
 pub fn run(config: SupervisorConfig, link: Link, control: Option<UnixListener>) -> io::Result<()> {
     let config = &config;
+    // Dropped after the cage, so after all of the guest's processes.
+    let group = OwnGroup::make(config);
     let cage = Cage::new(config);
     let inbox = Inbox::new()?;
     let peer = Peer::start(PeerId(0), link, &inbox.sender(), config.silence_max)?;
@@ -84,7 +93,7 @@ pub fn run(config: SupervisorConfig, link: Link, control: Option<UnixListener>) 
         desk::serve(control, inbox.sender())?;
     }
     let ended = match cage {
-        Ok(cage) => host(config, &inbox, peer, cage),
+        Ok(cage) => host(config, &inbox, peer, cage, &group),
         Err(error) => {
             let _ = refuse(&peer, &error.to_string(), false);
             Err(error)
@@ -97,7 +106,13 @@ pub fn run(config: SupervisorConfig, link: Link, control: Option<UnixListener>) 
     ended
 }
 
-fn host(config: &SupervisorConfig, inbox: &Inbox, peer: Peer, mut cage: Cage) -> io::Result<()> {
+fn host(
+    config: &SupervisorConfig,
+    inbox: &Inbox,
+    peer: Peer,
+    mut cage: Cage,
+    group: &OwnGroup,
+) -> io::Result<()> {
     let mut later = VecDeque::new();
     if let Some(path) = &config.state_file
         && let Err(error) = reserve_state(path)
@@ -109,7 +124,12 @@ fn host(config: &SupervisorConfig, inbox: &Inbox, peer: Peer, mut cage: Cage) ->
         let _ = refuse(&peer, &why, true);
         return Err(io::Error::other(why));
     }
-    let arrived = arrive::arrive(config, &mut cage, &peer, &mut Ear::new(inbox, &mut later));
+    let arrived = arrive::arrive(
+        config,
+        (&mut cage, group),
+        &peer,
+        &mut Ear::new(inbox, &mut later),
+    );
     let arrived = match arrived {
         Ok(arrived) => arrived,
         Err(error) => {

@@ -1,90 +1,79 @@
 //! The guest's file system: home's tree, with the few things that are the host's own.
+//!
+//! Home decides what is in its tree, and may put links wherever the host mounts something. So only
+//! descriptors are mounted on, which are opened here below home's root and through no link; and
+//! before anything that home, an image or a guest names is looked up, that root is all there is.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2, symlinkat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
 
 use super::SupervisorConfig;
+use crate::image::LOCAL_DEVICES;
+use crate::sys::mount::add_attributes;
 
-/// Devices that are the same everywhere.
-const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
-
-/// Begins the name of every directory that a cage is mounted on; the supervisor's PID follows.
-const DIRECTORY_PREFIX: &str = "omfs-guest-";
-
-/// Removes what supervisors have left behind that were killed before their cage was sealed; answers
-/// how many. Nothing but empty directories of processes that are gone.
-pub fn sweep() -> usize {
-    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
-        return 0;
-    };
-    let left_behind = |entry: &fs::DirEntry| {
-        let name = entry.file_name();
-        let rest = name.to_str()?.strip_prefix(DIRECTORY_PREFIX)?;
-        let pid: u32 = rest.split_once('-')?.0.parse().ok()?;
-        (!Path::new("/proc").join(pid.to_string()).exists()).then_some(())
-    };
-    entries
-        .flatten()
-        .filter(|entry| left_behind(entry).is_some())
-        .filter(|entry| fs::remove_dir(entry.path()).is_ok())
-        .count()
-}
-
-/// A new empty directory to mount on.
-pub(super) fn temporary_directory() -> io::Result<PathBuf> {
-    let parent = std::env::temp_dir();
-    for attempt in 0..1000 {
-        let path = parent.join(format!(
-            "{DIRECTORY_PREFIX}{}-{attempt}",
-            std::process::id()
-        ));
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => return Ok(path),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
-}
-
-/// Builds the tree at `top`, in a mount namespace of its own.
-pub(super) fn prepare(config: &SupervisorConfig, top: &Path) -> io::Result<()> {
+/// Builds the guest's tree, in a mount namespace of its own, and makes it the root of everything
+/// there: the host's own tree is gone.
+pub(super) fn enter(config: &SupervisorConfig) -> io::Result<()> {
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    attach("private mounts", None, Path::new("/"), None, private, None)?;
-    bind(&config.root, top, MsFlags::MS_BIND)?;
-    restrict(top)?;
-    devices(&config.root, &top.join("dev"))?;
-    own_processes(&top.join("proc"))?;
-    if let Some(mfs) = &config.mfs {
-        let place = top.join("mfs");
-        if place.is_dir() {
-            bind(mfs, &place, MsFlags::MS_BIND)?;
-            restrict(&place)?;
-        }
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, private, nothing).map_err(failed("private mounts"))?;
+    let root = copy(&config.root)?;
+    add_attributes(root.as_fd(), VIEW)?;
+    let stage = open_directory(&config.stage)?;
+    attach(&root, &stage)?;
+    let shared_memory = shared_memory(&root)?;
+    let devices = devices(&place(&root, "dev").map_err(failed("home's /dev"))?)?;
+    if let Some(shared_memory) = shared_memory {
+        rustix::fs::mkdirat(&devices, "shm", Mode::from_raw_mode(0o755))?;
+        attach(&shared_memory, &place(&devices, "shm")?)?;
     }
-    Ok(())
+    add_attributes(devices.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    own_processes(&place(&root, "proc").map_err(failed("home's /proc"))?)?;
+    if let Some(mfs) = &config.mfs {
+        all_nodes(mfs, &root)?;
+    }
+    pivot(&root)
 }
 
-/// A /dev of the devices that are no machine's own, and home's /dev/shm. It is filled from inside:
-/// every path that leads there from outside asks home for its way.
-fn devices(root: &Path, dev: &Path) -> io::Result<()> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let size = Some("size=64k,mode=755");
-    attach("/dev", Some("tmpfs"), dev, Some("tmpfs"), flags, size)?;
-    std::env::set_current_dir(dev)?;
-    for name in DEVICES {
-        fs::File::create(name)?;
-        let device = Path::new("/dev").join(name);
-        bind(&device, Path::new(name), MsFlags::MS_BIND)?;
-    }
-    let shared_memory = root.join("dev/shm");
-    if shared_memory.is_dir() {
-        fs::create_dir("shm")?;
-        bind(&shared_memory, Path::new("shm"), MsFlags::MS_BIND)?;
+/// Makes `root` the root; the old one is gone.
+fn pivot(root: &OwnedFd) -> io::Result<()> {
+    nix::unistd::fchdir(root)?;
+    nix::unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    std::env::set_current_dir("/")
+}
+
+/// The host's view of all nodes; a home without a directory for it goes without.
+fn all_nodes(mfs: &Path, root: &OwnedFd) -> io::Result<()> {
+    let place = match place(root, "mfs") {
+        Ok(place) => place,
+        Err(error) if is_absence(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mfs = copy(mfs)?;
+    add_attributes(mfs.as_fd(), VIEW)?;
+    attach(&mfs, &place)
+}
+
+/// A /dev of the devices that are no machine's own.
+fn devices(place: &OwnedFd) -> io::Result<OwnedFd> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let devices = made("tmpfs", &[("size", "64k"), ("mode", "755")], attributes)?;
+    attach(&devices, place)?;
+    for name in LOCAL_DEVICES {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(&devices, name, flags, Mode::from_raw_mode(0o666))?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&devices, name, flags, Mode::empty())?;
+        attach(&copy(&Path::new("/dev").join(name))?, &file)?;
     }
     for (link, target) in [
         ("fd", "/proc/self/fd"),
@@ -92,68 +81,89 @@ fn devices(root: &Path, dev: &Path) -> io::Result<()> {
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
     ] {
-        symlink(target, link)?;
+        symlinkat(target, &devices, link)?;
     }
-    let flags = flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    attach("/dev read-only", None, Path::new("."), None, flags, size)?;
-    std::env::set_current_dir("/")
+    Ok(devices)
+}
+
+/// Home's /dev/shm, wherever in home's tree that is; `None` where home has none.
+fn shared_memory(root: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let found = match openat2(root, "dev/shm", DIRECTORY, Mode::empty(), resolve) {
+        Ok(found) => found,
+        Err(error) if is_absence(&error.into()) => return Ok(None),
+        Err(error) => return Err(failed("home's /dev/shm")(error)),
+    };
+    if fstat(&found)?.st_dev != fstat(root)?.st_dev {
+        return Ok(None);
+    }
+    let copy = open_tree(&found, "", COPY | OpenTreeFlags::AT_EMPTY_PATH);
+    let copy = copy.map_err(failed("home's /dev/shm"))?;
+    add_attributes(copy.as_fd(), VIEW)?;
+    Ok(Some(copy))
 }
 
 /// A /proc that shows the guest to itself and nothing of the machine. What is opened there is
 /// opened at home; this is for what looks names up.
-fn own_processes(proc: &Path) -> io::Result<()> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let options = Some("subset=pid,hidepid=2");
-    attach("/proc", Some("proc"), proc, Some("proc"), flags, options)
-}
-
-/// Makes `top` the root of everything in the namespace; the old one is gone.
-pub(super) fn enter(top: &Path) -> io::Result<()> {
-    std::env::set_current_dir(top)?;
-    nix::unistd::pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
-    std::env::set_current_dir("/")
+fn own_processes(place: &OwnedFd) -> io::Result<()> {
+    let attributes = VIEW | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let options = [("subset", "pid"), ("hidepid", "2")];
+    attach(&made("proc", &options, attributes)?, place)
 }
 
 /// No devices, which would be the host's, and no set-id programs.
-fn restrict(place: &Path) -> io::Result<()> {
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    attach("without devices", None, place, None, flags, None)
+const VIEW: MountAttrFlags =
+    MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const COPY: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
+
+/// A directory directly below `root`, and nothing else: no link, nothing that is mounted there.
+fn place(root: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = DIRECTORY | OFlags::NOFOLLOW;
+    Ok(openat2(root, name, flags, Mode::empty(), resolve)?)
 }
 
-fn bind(from: &Path, to: &Path, flags: MsFlags) -> io::Result<()> {
-    mount(Some(from), to, None::<&str>, flags, None::<&str>).map_err(|error| {
-        let text = format!("binding {} at {}: {error}", from.display(), to.display());
-        io::Error::other(text)
-    })
+/// A directory of the host's own.
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let opened = openat(CWD, path, DIRECTORY, Mode::empty());
+    opened.map_err(failed(&path.display().to_string()))
 }
 
-fn attach(
-    what: &str,
-    source: Option<&str>,
-    to: &Path,
-    kind: Option<&str>,
-    flags: MsFlags,
-    options: Option<&str>,
-) -> io::Result<()> {
-    mount(source, to, kind, flags, options)
-        .map_err(|error| io::Error::other(format!("mounting {what}: {error}")))
+/// A mount of what the host has at this path of its own, attached nowhere yet.
+fn copy(path: &Path) -> io::Result<OwnedFd> {
+    open_tree(CWD, path, COPY).map_err(failed(&format!("a view of {}", path.display())))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A new file system, attached nowhere yet.
+fn made(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let make = || {
+        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (key, value) in options {
+            fsconfig_set_string(&context, *key, *value)?;
+        }
+        fsconfig_create(&context)?;
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    make().map_err(failed(kind))
+}
 
-    #[test]
-    fn only_directories_of_the_dead_are_swept() {
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let of_the_dead = format!("{DIRECTORY_PREFIX}{}-0", child.id());
-        child.wait().unwrap();
-        let of_the_dead = std::env::temp_dir().join(of_the_dead);
-        fs::create_dir(&of_the_dead).unwrap();
-        let mine = temporary_directory().unwrap();
-        assert!(sweep() >= 1);
-        assert!(!of_the_dead.exists());
-        fs::remove_dir(mine).unwrap();
+fn attach(mount: &OwnedFd, place: &OwnedFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", place, "", flags).map_err(failed("a mount"))
+}
+
+/// Home has no such directory, as far as it lets the host see.
+fn is_absence(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    let refused = [Some(libc::ELOOP), Some(libc::EXDEV)].contains(&error.raw_os_error());
+    refused || matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
+}
+
+fn failed<E: Into<io::Error>>(what: &str) -> impl Fn(E) -> io::Error {
+    let what = what.to_owned();
+    move |error| {
+        let error = error.into();
+        io::Error::new(error.kind(), format!("{what}: {error}"))
     }
 }

@@ -13,6 +13,8 @@ use super::decide::{Guest, Trapped};
 use super::named::{Named, named};
 use super::paths;
 use crate::homecall::{HomeCallError, Memory};
+use crate::sys::file_ids::{FileIds, assume};
+use crate::tracee::procfs::Status;
 
 /// As many links as the kernel follows (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
@@ -65,8 +67,12 @@ impl View<'_> {
         if look == Look::Text || path.starts_with(MFS) && !opens {
             return false;
         }
+        let Some(ids) = self.file_ids() else {
+            return false; // it is gone
+        };
         let search = Search {
             root: self.root,
+            ids: &ids,
             is_home: &is_home,
             opens,
         };
@@ -74,6 +80,22 @@ impl View<'_> {
             Look::LinksOfLost => search.meets_link(&path) && search.passes_home(&path, one.follows),
             _ => search.ends_at_home(&path, one.follows),
         }
+    }
+
+    /// What it may look at: no more than that is looked at for it.
+    fn file_ids(&self) -> Option<FileIds> {
+        let status = Status::read(self.host_pid).ok()?;
+        let ids = |name: &str| {
+            status
+                .numbers(name)
+                .into_iter()
+                .map(|id| u32::try_from(id).ok())
+        };
+        Some(FileIds {
+            uid: ids("Uid").nth(3)??,
+            gid: ids("Gid").nth(3)??,
+            groups: ids("Groups").collect::<Option<_>>()?,
+        })
     }
 
     /// A path from the guest's root; `None` if it names the directory itself, which is no path.
@@ -140,6 +162,7 @@ impl Memory for Renamed<'_> {
 /// How it is found out where a path leads.
 struct Search<'s> {
     root: BorrowedFd<'s>,
+    ids: &'s FileIds,
     is_home: &'s dyn Fn(&Path) -> bool,
     opens: bool,
 }
@@ -158,6 +181,7 @@ impl Search<'_> {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | last)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | resolve);
+        let _as_guest = assume(self.ids).map_err(|_| Errno::EACCES)?;
         openat2(self.root, path, how)
     }
 
@@ -273,8 +297,11 @@ mod tests {
             std::os::unix::fs::symlink(target, at(name))?;
         }
         let root = root()?;
+        let fds = FdTable::default();
+        let ids = own_view(&fds, &root).file_ids().ok_or("no ids")?;
         let search = |opens| Search {
             root: root.as_fd(),
+            ids: &ids,
             is_home: &paths::means_home,
             opens,
         };

@@ -8,9 +8,8 @@ use std::os::unix::ffi::OsStringExt;
 use super::decide::Guest;
 use super::fds::FdKind;
 use crate::homecall::{HomeCallError, Memory};
+use crate::image::LOCAL_DEVICES;
 
-/// Devices that are the same everywhere.
-const LOCAL_DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 /// Files that are links to /proc.
 const LINKS: [&str; 1] = ["/etc/mtab"];
 

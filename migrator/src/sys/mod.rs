@@ -7,7 +7,9 @@
 
 pub mod clone3;
 pub mod fds;
+pub mod file_ids;
 pub mod kcmp;
+pub mod mount;
 pub mod process_vm;
 pub mod ptrace;
 pub mod regs;

@@ -2,14 +2,14 @@
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use migrator::capture::{CaptureError, PageStream, capture, pages};
 use migrator::image::ProcessImage;
-use migrator::restore::{GuestBuilder, Sources, deputy, files, guest};
+use migrator::restore::{GuestBuilder, deputy, files, guest};
 use migrator::tracee::{
     Event, Frozen, Running, Stop, Stopped, Stub, TraceeError, event, options, procfs,
 };
@@ -77,11 +77,11 @@ impl Drop for Job {
 struct Cage(Child, i32);
 
 impl Cage {
-    fn start(image: &ProcessImage) -> TestResult<Self> {
-        let _ = image; // one machine: its clocks are right as they are
+    /// One machine: its clocks are right as they are.
+    fn start(pid: i32) -> TestResult<Self> {
         let _quiet = quiet();
         let mut child = Command::new(env!("CARGO_BIN_EXE_migrator-testkit"))
-            .args(["cage", &image.pid.to_string(), "0", "0"])
+            .args(["cage", &pid.to_string(), "0", "0", &format!("/proc/{pid}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -112,17 +112,11 @@ pub struct Built {
 /// Builds a guest from an image, its pages from the frozen process.
 pub fn build(frozen: &Frozen, image: ProcessImage) -> TestResult<Built> {
     let pid = frozen.pid();
-    let cage = Cage::start(&image)?;
+    let cage = Cage::start(pid)?;
     let blank = Running::seize(cage.1, guest::OPTIONS)?;
     blank.interrupt()?;
     let blank = blank.wait(Instant::now() + LIMIT)?;
-    let proc_dir = PathBuf::from(format!("/proc/{pid}"));
-    let sources = Sources {
-        root: PathBuf::from("/"),
-        proc_dir,
-        numbers: std::sync::Arc::default(),
-    };
-    let mut builder = GuestBuilder::begin(blank, image, &sources)?;
+    let mut builder = GuestBuilder::begin(blank, image, &std::sync::Arc::default())?;
     let mut stream = PageStream::new(pid, pages::private_pages(pid, &builder.image().vmas)?);
     while let Some(batch) = stream.next_batch()? {
         builder.write_pages(batch.runs, batch.bytes)?;

@@ -19,6 +19,8 @@ pub struct Lab {
     shim: Option<Child>,
     hosts: Vec<Child>,
     next_host: u32,
+    /// What hosts take for home's tree.
+    pub root: PathBuf,
 }
 
 fn keeper(args: &[&str]) -> Child {
@@ -47,6 +49,7 @@ impl Lab {
             shim: None,
             hosts: Vec::new(),
             next_host: 1,
+            root: PathBuf::from("/"),
         }
     }
 
@@ -116,8 +119,9 @@ impl Lab {
         let socket = self.path(&name);
         let address = socket.to_str().unwrap().to_owned();
         let pid = self.pid.to_string();
-        self.hosts
-            .push(keeper(&["supervisor", &pid, &address, &name]));
+        let root = self.root.to_str().unwrap();
+        let host = keeper(&["supervisor", &pid, &address, &name, root]);
+        self.hosts.push(host);
         until("the supervisor's socket", || socket.exists());
         control::Command::Migrate {
             node: name,

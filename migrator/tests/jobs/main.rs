@@ -8,6 +8,7 @@ mod locks;
 mod many;
 mod pipes;
 mod returns;
+mod sandbox;
 mod signals;
 mod threads;
 mod waits;

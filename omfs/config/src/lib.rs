@@ -129,6 +129,11 @@ pub struct Balance {
     pub guests_max: u32,
     /// Most of them that come from one node.
     pub guests_per_node_max: u32,
+    /// Memory that any guest may have, in percent of the node's. One that came with more may have half
+    /// as much again.
+    pub guest_memory_percent: WeightPercent,
+    /// Most threads of a guest.
+    pub guest_threads_max: u32,
     /// CPU share of a guest beside the node's own processes; 100 is an equal one.
     pub guests_weight_percent: WeightPercent,
     /// Where the load is read from.
@@ -220,6 +225,8 @@ impl Default for Balance {
             min_age_ms: Millis(2000),
             guests_max: 64,
             guests_per_node_max: 48,
+            guest_memory_percent: WeightPercent(50),
+            guest_threads_max: 4096,
             guests_weight_percent: WeightPercent(50),
             sensor: Sensor::Auto,
         }

@@ -17,6 +17,7 @@
 pub mod bounded;
 pub mod connections;
 pub mod fair_queue;
+pub mod guest;
 pub mod permits;
 pub mod rate;
 pub mod repeats;

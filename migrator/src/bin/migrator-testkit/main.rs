@@ -1,7 +1,7 @@
 //! Programs that the migrator's tests need as processes of their own.
 //!
-//! * `cage PID MONOTONIC_NS BOOTTIME_NS` — namespaces with one blank child of that PID; says its id
-//!   out here and waits for the end of its standard input.
+//! * `cage PID MONOTONIC_NS BOOTTIME_NS DIRECTORY` — namespaces with one blank child of that PID, which
+//!   has the directory open; says its id out here and waits for the end of its standard input.
 //! * `guest-threads ROUNDS` — a program that checks itself while it is moved about.
 //! * `guest-signals` — a program that counts the signals it sends itself, and those
 //!   that others queue to it.
@@ -20,11 +20,13 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done: Result<(), Box<dyn Error>> = match words.as_slice() {
-        ["cage", pid, monotonic_ns, boottime_ns] => cage::run(pid, monotonic_ns, boottime_ns),
+        ["cage", pid, monotonic_ns, boottime_ns, deputy] => {
+            cage::run(pid, monotonic_ns, boottime_ns, deputy)
+        }
         ["guest-threads", rounds] => guest::run(rounds),
         ["guest-signals"] => signals::run(),
         _ => Err(
-            "usage: cage PID MONOTONIC_NS BOOTTIME_NS | guest-threads ROUNDS | \
+            "usage: cage PID MONOTONIC_NS BOOTTIME_NS DIRECTORY | guest-threads ROUNDS | \
                   guest-signals"
                 .into(),
         ),

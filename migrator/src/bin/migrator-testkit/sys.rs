@@ -5,12 +5,6 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Closes all descriptors.
-pub fn close_all() {
-    // SAFETY: the caller, about to be taken over, uses no descriptor any more.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
-}
-
 /// How often the handler ran on the alternate stack.
 pub static HANDLED: AtomicU64 = AtomicU64::new(0);
 /// How often it ran elsewhere.

@@ -19,6 +19,8 @@ const OWN_SHARES: u64 = 1024;
 const SHARES_MAX: u64 = 1 << 18;
 /// Controllers that the group has of its own (version 2).
 const CONTROLLERS: &str = "+cpu +memory";
+/// One that the group does without where the node has it not.
+const OPTIONAL_CONTROLLER: &str = "+pids";
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -127,7 +129,9 @@ fn make(parent: &GuestParent, weight: WeightPercent, guests: u64) -> io::Result<
     let dir = parent.dir.join(NAME);
     if parent.unified {
         // Refused where processes are in the directory itself, unless it is the root.
-        fs::write(parent.dir.join("cgroup.subtree_control"), CONTROLLERS)?;
+        let control = parent.dir.join("cgroup.subtree_control");
+        let _ = fs::write(&control, OPTIONAL_CONTROLLER);
+        fs::write(&control, CONTROLLERS)?;
     }
     match fs::create_dir(&dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -159,9 +163,13 @@ fn set_weight(
     fs::write(dir.join("cpu.shares"), shares.to_string())
 }
 
-/// Removes directories of the group that no guest is in.
+/// Removes directories of the group that no guest is in, and those of guests whose supervisors were
+/// killed.
 pub fn remove_unused(dirs: &[PathBuf]) {
     for dir in dirs {
+        for guest in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(guest.path()); // files of the kernel are no directories
+        }
         // Others are in it, or it is gone: both are well.
         let _ = fs::remove_dir(dir);
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use loadbal::admit::Request;
 use migrator::image::{CpuImage, cpu};
 use omfs_cluster::control::ControlError;
+use omfs_limits::guest;
 use omfs_limits::reservations::Refusal;
 use proto::ids::{NodeId, Pid};
 use proto::v1;
@@ -53,7 +54,8 @@ pub async fn prepare(
     shared.take_back((from, request.pid)).await;
     let reserved = admit(shared, from, request)?;
     shared.locks.set_guest((from, request.pid), request.locked);
-    let started = start(shared, reserved, (from, request.pid), &home.name);
+    let key = (from, request.pid);
+    let started = start(shared, reserved, key, &home.name, request.memory_bytes);
     started.map_err(|error| {
         shared.balancer().withdrawn(from, Pid(request.pid));
         shared.locks.set_guest((from, request.pid), false);
@@ -146,6 +148,7 @@ fn start(
     reserved: Reserved,
     key: GuestKey,
     home: &str,
+    announced_bytes: u64,
 ) -> io::Result<v1::PrepareGuestReply> {
     let listener = listen(shared)?;
     let port = listener.local_addr()?.port();
@@ -166,6 +169,7 @@ fn start(
     for dir in place.dirs() {
         arguments.extend([OsString::from("--cgroup"), dir.into()]);
     }
+    arguments.extend(quota(shared, announced_bytes));
     let secret = [(TOKEN_VARIABLE, hex)];
     let child = keeper::start(
         &shared.context,
@@ -191,6 +195,25 @@ fn start(
         data_address: SocketAddr::new(advertised_ip(shared), port).to_string(),
         token: token.to_vec(),
     })
+}
+
+/// What a guest may use of this node; nothing is known of its memory before it is measured.
+fn quota(shared: &Shared, announced_bytes: u64) -> Vec<OsString> {
+    let Some(node) = shared.balancer().vector() else {
+        return Vec::new();
+    };
+    let balance = &shared.context.config.balance;
+    let percent = balance.guest_memory_percent.0;
+    let memory = guest::memory_max(node.memory_total, announced_bytes, percent);
+    let threads = balance.guest_threads_max.to_string();
+    [
+        "--memory-max",
+        &memory.to_string(),
+        "--threads-max",
+        &threads,
+    ]
+    .map(OsString::from)
+    .to_vec()
 }
 
 fn advertised_ip(shared: &Shared) -> IpAddr {

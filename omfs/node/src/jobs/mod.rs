@@ -96,10 +96,6 @@ impl Jobs {
     pub async fn start(context: JobsContext) -> anyhow::Result<Arc<Self>> {
         let shared = Arc::new(Shared::new(context)?);
         shared.refresh();
-        match migrator::supervisor::sweep() {
-            0 => {}
-            count => tracing::info!("removed {count} directories that killed supervisors left"),
-        }
         let balancer = balance::Thread::start(Arc::clone(&shared))?;
         Ok(Arc::new(Self { shared, balancer }))
     }

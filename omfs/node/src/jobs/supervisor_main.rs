@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use migrator::supervisor::SupervisorConfig;
+use migrator::supervisor::{Quota, SupervisorConfig};
 use proto::ids::NodeId;
 
 use super::child::{self, Start};
@@ -32,6 +32,12 @@ pub struct SupervisorArgs {
     /// A cgroup that the guest joins
     #[arg(long)]
     cgroup: Vec<std::path::PathBuf>,
+    /// Most memory of the guest, in bytes
+    #[arg(long, requires = "threads_max")]
+    memory_max: Option<u64>,
+    /// Most threads of the guest
+    #[arg(long, requires = "memory_max")]
+    threads_max: Option<u64>,
     /// Configuration file
     #[arg(from_global)]
     config: Option<std::path::PathBuf>,
@@ -76,7 +82,15 @@ fn config(start: &Start, args: &SupervisorArgs) -> SupervisorConfig {
         root: mfs.join(&args.home),
         proc_dir: deputies.join(args.pid.to_string()),
         mfs: Some(mfs),
+        stage: guests.clone(),
         cgroups: args.cgroup.clone(),
+        quota: args
+            .memory_max
+            .zip(args.threads_max)
+            .map(|(memory_bytes, threads)| Quota {
+                memory_bytes,
+                threads,
+            }),
         state_file: Some(guests.join(format!("{}-{}.json", args.home_id, args.pid))),
         silence_max: start.config.jobs.silence_max_ms.duration(),
     }
