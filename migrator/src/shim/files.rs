@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::capture::file_id;
 use crate::capture::files::open_files;
-use crate::image::{FileImage, FileKind, ProcessImage};
+use crate::image::{FileIdImage, FileImage, FileKind, ProcessImage};
 use crate::keeper::transfer::MoveError;
 use crate::restore::files::{
     Finder, change_directory, close, duplicate, place_file, place_file_from, same_file, seek,
@@ -137,6 +137,13 @@ fn unnamed(file: &FileImage) -> Option<PathBuf> {
 /// The working directory.
 fn follow(frozen: &mut Frozen, image: &ProcessImage) -> Result<(), MoveError> {
     let link = format!("/proc/{}/cwd", frozen.pid());
+    // It may have gone where it could not go now, and be there by another name at its host.
+    let is_there = |id: &FileIdImage| {
+        id.homes_numbers && file_id(Path::new(&link)).is_ok_and(|now| same_file(id, &now))
+    };
+    if image.cwd_id.as_ref().is_some_and(is_there) {
+        return Ok(());
+    }
     let now = std::fs::read_link(link).map_err(|error| MoveError::process(&error))?;
     if now.as_os_str().as_bytes() == image.cwd {
         return Ok(());
