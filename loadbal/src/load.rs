@@ -12,14 +12,7 @@ use std::time::Duration;
 
 use crate::tuning::Tuning;
 
-/// Identifies a process for its whole life: a PID is reused, with its start time it is not.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct ProcessKey {
-    /// In the PID namespace of the sensors.
-    pub pid: i32,
-    /// Start of the process in clock ticks since boot (field 22 of proc(5) stat).
-    pub start_ticks: u64,
-}
+pub use proto::ids::ProcessId as ProcessKey;
 
 /// One process in one sample.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -9,6 +9,8 @@ use std::io::{self, BufRead, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use omfs_authz::process::Credentials;
+use proto::ids::ProcessId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,9 @@ pub enum Command {
         address: String,
         /// The one-time token that the supervisor expects, hexadecimal.
         token: String,
+        /// The process that was allowed to be moved; without it nothing is moved.
+        #[serde(default)]
+        expected: Option<ExpectedProcess>,
     },
     /// Bring the job home. The shim ends after answering.
     Home,
@@ -34,6 +39,19 @@ pub enum Command {
     Status,
     /// Ends the job as SIGKILL would.
     Kill,
+}
+
+/// Which process an order means, and with which credentials it was allowed to be moved. The shim
+/// compares when all threads of the process stand still.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExpectedProcess {
+    /// The process.
+    pub process: ProcessId,
+    /// Those of each of its threads.
+    pub credentials: Credentials,
+    /// It must be dumpable though it is root's, of which /proc does not tell that.
+    #[serde(default)]
+    pub ask_dumpable: bool,
 }
 
 /// What shims and supervisors answer.
@@ -258,11 +276,12 @@ mod tests {
             node: "n2".into(),
             address: "10.0.0.2:7900".into(),
             token: "00ff".into(),
+            expected: None,
         };
         write_line(&mut line, &command).unwrap();
         assert_eq!(
             String::from_utf8(line.clone()).unwrap(),
-            "{\"cmd\":\"migrate\",\"node\":\"n2\",\"address\":\"10.0.0.2:7900\",\"token\":\"00ff\"}\n"
+            "{\"cmd\":\"migrate\",\"node\":\"n2\",\"address\":\"10.0.0.2:7900\",\"token\":\"00ff\",\"expected\":null}\n"
         );
         assert_eq!(read_line::<Command>(&mut line.as_slice()).unwrap(), command);
         let mut state = Vec::new();

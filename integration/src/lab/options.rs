@@ -15,6 +15,9 @@ pub const NODES_MAX: usize = 64;
 /// Length of the network part of the nodes' addresses.
 pub const PREFIX: u8 = 16;
 
+/// Tests and demos work as root: what they start may move by itself.
+pub const ROOT_JOBS: &str = "[balance]\nroot_jobs = true\n";
+
 /// How nodes are made. All of them are equal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LabOptions {
@@ -50,7 +53,8 @@ impl LabOptions {
             link_mbit: None,
             omfs_binary: None,
             mount: true,
-            config: "[network]\nadvertise = \"{address}\"\n".into(),
+            // Last the table that tests add to.
+            config: format!("{ROOT_JOBS}[network]\nadvertise = \"{{address}}\"\n"),
             detached: false,
         }
     }

@@ -19,6 +19,7 @@ mod mounting;
 mod odd_names;
 mod operations;
 mod posix;
+mod processes;
 mod restart;
 mod sandbox;
 mod security;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     trials.extend(balancing::tests());
     trials.extend(operations::tests());
     trials.extend(odd_names::tests());
+    trials.extend(processes::tests());
     trials.extend(security::tests());
     trials.extend(exports::tests());
     trials.extend(sandbox::tests());

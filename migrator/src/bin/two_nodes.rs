@@ -9,12 +9,13 @@
 //! The address of a `migrate` command is a supervisor's SOCKET. A token of `cut:N` cuts the
 //! connection after N bytes in either direction.
 
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use migrator::capture::identity;
 use migrator::control::{self, Event};
 use migrator::keeper::SILENCE_MAX;
 use migrator::shim::{self, Connector, ShimConfig};
@@ -81,8 +82,12 @@ fn hold(pid: i32, directory: &Path) -> io::Result<()> {
 
 fn send(directory: &Path, command: &str) -> io::Result<()> {
     let mut stream = UnixStream::connect(directory.join("shim.sock"))?;
-    stream.write_all(command.as_bytes())?;
-    stream.write_all(b"\n")?;
+    let mut command: control::Command = serde_json::from_str(command)?;
+    if let control::Command::Migrate { expected, .. } = &mut command {
+        let pid = control::read_state(&directory.join("shim.json"))?.pid;
+        *expected = Some(identity::expected(pid)?);
+    }
+    control::write_line(&mut stream, &command)?;
     let mut reader = BufReader::new(stream);
     loop {
         let event: Event = control::read_line(&mut reader)?;

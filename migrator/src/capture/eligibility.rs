@@ -61,6 +61,10 @@ pub enum CantMoveCode {
     NoVdso,
     /// Its /proc entry cannot be read.
     Unreadable,
+    /// It may do more than its user: only root moves it.
+    Privileged,
+    /// It is not as it was when the move was allowed: another process, or with other credentials.
+    Changed,
 }
 
 impl CantMoveCode {
@@ -88,6 +92,8 @@ impl CantMoveCode {
             Self::SealedMemory => "sealed-memory",
             Self::NoVdso => "no-vdso",
             Self::Unreadable => "unreadable",
+            Self::Privileged => "privileged",
+            Self::Changed => "changed",
         }
     }
 }
@@ -337,8 +343,9 @@ impl Process {
 fn mapping_problem(vma: &Detailed) -> Option<CantMove> {
     let map = &vma.mapping;
     let name = map.name.to_string_lossy();
-    let (at, special) = (map.start, name.starts_with('['));
-    let new = |code, text: &str| Some(CantMove::new(code, format!("{text} at {at:#x}")));
+    let special = name.starts_with('[');
+    // Without the address, which is a secret of the process (ASLR).
+    let new = |code, text: &str| Some(CantMove::new(code, text));
     if vma.has("sl") && !special {
         return new(CantMoveCode::SealedMemory, "sealed memory");
     }

@@ -60,7 +60,7 @@ pub(super) fn mappings(frozen: &Frozen) -> Result<Vec<VmaImage>, CaptureError> {
 fn capture_mapping(pid: i32, vma: &Detailed) -> Result<VmaImage, CaptureError> {
     let map = &vma.mapping;
     if vma.has("sl") {
-        let reason = format!("sealed memory at {:#x}", map.start);
+        let reason = "sealed memory";
         return Err(CaptureError::CantMove(CantMove::new(
             CantMoveCode::SealedMemory,
             reason,

@@ -1,11 +1,13 @@
 //! Process to image.
 //!
 //! * [`eligibility`] — what would break, found before anything is touched.
+//! * [`identity`] — which process it is, and with which credentials.
 //! * [`capture`] — a frozen process as a [`ProcessImage`]; the process is not changed.
 //! * [`pages`] — which pages have content of their own, and a streaming reader for them.
 
 pub mod eligibility;
 pub mod files;
+pub mod identity;
 pub(crate) mod memory;
 pub mod pages;
 pub(crate) mod process;

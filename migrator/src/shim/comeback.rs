@@ -10,11 +10,11 @@ use proto::v1::job_message::What;
 use proto::v1::{Frozen as FrozenMessage, Go, ProcessImage, Resume, Taken};
 
 use super::away::Away;
-use super::depart::{park_threads, progress};
+use super::depart::{cantmove, park_threads, progress};
 use super::deputy::{Deputy, News};
 use super::sent::SentSignals;
 use super::{Place, Shim, Target, files};
-use crate::capture::process;
+use crate::capture::{identity, process};
 use crate::control::{Command, Phase, RunState};
 use crate::keeper::transfer::{Ear, MoveError, runs_of, send_image};
 use crate::keeper::{Answers, Input, Peer};
@@ -171,7 +171,9 @@ impl Shim {
         target: &Target,
         answers: &Answers,
     ) -> Result<(), MoveError> {
-        let moved = self.relay(&mut between, target, answers);
+        let expected = target.expected.as_ref();
+        let checked = identity::check_frozen(&mut between.frozen, expected).map_err(cantmove);
+        let moved = checked.and_then(|()| self.relay(&mut between, target, answers));
         let peer = match moved {
             Ok(moved) => moved,
             Err(error) => return self.stay(between, error),

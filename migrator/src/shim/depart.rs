@@ -11,7 +11,7 @@ use proto::v1::{Go, JobHello, ProcessImage};
 use super::away::Away;
 use super::deputy::{Deputy, News};
 use super::{Place, Shim, Target};
-use crate::capture::{CaptureError, PageStream, capture, eligibility, pages};
+use crate::capture::{CantMove, CaptureError, PageStream, capture, eligibility, identity, pages};
 use crate::control::{Event, Phase, RunState, write_state};
 use crate::image::places;
 use crate::keeper::transfer::{Ear, MoveError, send_image, send_pages};
@@ -55,6 +55,8 @@ impl Shim {
         // First of all: when it is closed, whatever the reason, the target expects nobody any more.
         let peer = self.connect(target)?;
         self.check_state_file()?;
+        // Before its reasons are told: they are only its user's to know.
+        identity::check(self.config.pid, target.expected.as_ref()).map_err(cantmove)?;
         let reasons = eligibility(self.config.pid);
         if !reasons.is_empty() {
             let all: Vec<String> = reasons.iter().map(ToString::to_string).collect();
@@ -68,7 +70,9 @@ impl Shim {
         let begun = Instant::now();
         let mut frozen =
             Frozen::freeze(self.config.pid, FREEZE_LIMIT).map_err(|error| tracee(&error))?;
-        match self.send_and_commit(&peer, &mut frozen, answers) {
+        let expected = target.expected.as_ref();
+        let checked = identity::check_frozen(&mut frozen, expected).map_err(cantmove);
+        match checked.and_then(|()| self.send_and_commit(&peer, &mut frozen, answers)) {
             Ok(image) => {
                 self.park(frozen, peer, target, &image);
                 let freeze = begun.elapsed();
@@ -219,6 +223,13 @@ pub(super) fn tracee(error: &TraceeError) -> MoveError {
     MoveError::Process {
         error: error.to_string(),
         cantmove: !error.is_death(),
+    }
+}
+
+pub(super) fn cantmove(reason: CantMove) -> MoveError {
+    MoveError::Process {
+        error: reason.to_string(),
+        cantmove: true,
     }
 }
 

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use proto::link::Link;
 
-use crate::control::{Command, JobState, RunState, write_state};
+use crate::control::{Command, ExpectedProcess, JobState, RunState, write_state};
 use crate::keeper::{Inbox, Input, PeerId, desk};
 use crate::tracee::procfs;
 use away::Away;
@@ -234,6 +234,7 @@ struct Target {
     node: String,
     address: String,
     token: String,
+    expected: Option<ExpectedProcess>,
 }
 
 impl Target {
@@ -243,6 +244,7 @@ impl Target {
             node,
             address,
             token,
+            expected,
         } = order
         else {
             return None;
@@ -251,6 +253,7 @@ impl Target {
             node: node.clone(),
             address: address.clone(),
             token: token.clone(),
+            expected: *expected,
         })
     }
 }

@@ -354,7 +354,7 @@ pub fn failed(pid: i32, error: io::Error) -> TraceeError {
     }
 }
 
-fn invalid(what: &'static str) -> io::Error {
+pub(crate) fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 

@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use migrator::capture::identity;
 use migrator::control::{self, Event, JobState};
 
 /// The most any step of a test may take.
@@ -127,6 +128,7 @@ impl Lab {
             node: name,
             address,
             token: token.to_owned(),
+            expected: self.expected(),
         }
     }
 
@@ -136,7 +138,13 @@ impl Lab {
             node: "nowhere".into(),
             address: address.to_owned(),
             token: String::new(),
+            expected: self.expected(),
         })
+    }
+
+    /// The job as it is now.
+    fn expected(&self) -> Option<control::ExpectedProcess> {
+        identity::expected(self.pid).ok()
     }
 
     pub fn migrate(&mut self) {

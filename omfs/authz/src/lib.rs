@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod export;
 pub mod guest;
 pub mod member;
+pub mod process;

@@ -125,6 +125,8 @@ pub struct Balance {
     pub interval_ms: Millis,
     /// Jobs younger than this stay.
     pub min_age_ms: Millis,
+    /// Whether jobs of root, and those with capabilities, move by themselves too.
+    pub root_jobs: bool,
     /// Most guests that this node takes at the same time.
     pub guests_max: u32,
     /// Most of them that come from one node.
@@ -223,6 +225,7 @@ impl Default for Balance {
             enabled: true,
             interval_ms: Millis(500),
             min_age_ms: Millis(2000),
+            root_jobs: false,
             guests_max: 64,
             guests_per_node_max: 48,
             guest_memory_percent: WeightPercent(50),

@@ -70,7 +70,7 @@ pub fn run(global: &Global, args: &RunArgs) -> CommandResult {
             check_node(global, node)?;
             return run_and_move(global, node, program, arguments);
         }
-        None => warn_if_daemon_is_down(global),
+        None => warn_if_nothing_moves(global),
     }
     let job = match (args.home, args.stay) {
         (true, _) => "home",
@@ -105,8 +105,14 @@ pub fn cannot_start(program: &OsStr, error: &io::Error) -> CommandResult {
 }
 
 /// A job that could never move is not what the user wants, but it is better than no job.
-pub fn warn_if_daemon_is_down(global: &Global) {
+pub fn warn_if_nothing_moves(global: &Global) {
     let reach = global.config().and_then(|config| {
+        if nix::unistd::geteuid().is_root() && !config.balance.root_jobs {
+            output::warn(
+                "warning: root's jobs do not move by themselves\n\
+                 hint: start them as an ordinary user, or set balance.root_jobs",
+            );
+        }
         std::os::unix::net::UnixStream::connect(config.admin_socket())
             .map_err(|error| CommandError::new(Exit::Unavailable, error))
     });

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 
 use crate::cli::Global;
-use crate::commands::run::{JOB_VARIABLE, cannot_start, warn_if_daemon_is_down};
+use crate::commands::run::{JOB_VARIABLE, cannot_start, warn_if_nothing_moves};
 use crate::error::CommandResult;
 
 /// Start a shell whose jobs may move to other nodes
@@ -36,7 +36,7 @@ fn login_shell() -> PathBuf {
 /// # Errors
 /// It cannot be started.
 pub fn run(global: &Global, args: &ShellArgs) -> CommandResult {
-    warn_if_daemon_is_down(global);
+    warn_if_nothing_moves(global);
     let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty());
     let shell = shell.unwrap_or_else(|| login_shell().into());
     let error = std::process::Command::new(&shell)

@@ -91,14 +91,14 @@ impl ControlClients {
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn processes(&self, node: NodeId) -> Result<v1::ProcessesReply, ControlError> {
+    pub async fn processes(
+        &self,
+        node: NodeId,
+        request: v1::ProcessesRequest,
+    ) -> Result<v1::ProcessesReply, ControlError> {
         let mut client = self.client(node)?;
-        self.finish(
-            node,
-            CALL_TIMEOUT,
-            client.processes(v1::ProcessesRequest {}),
-        )
-        .await
+        self.finish(node, CALL_TIMEOUT, client.processes(request))
+            .await
     }
 
     /// Asks a job's home to move it.

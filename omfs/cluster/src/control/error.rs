@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use omfs_authz::process;
+
 /// Why a control-plane call, or an admin's wish, was not carried out.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ControlError {
@@ -30,21 +32,20 @@ pub enum ControlError {
 pub struct Caller {
     /// Its user.
     pub uid: u32,
+    /// Its group.
+    pub gid: u32,
     /// Its process, if it is visible from here.
     pub pid: Option<i32>,
 }
 
 impl Caller {
-    /// Whether it may do what concerns the whole node.
+    /// As those see it who decide what it may do.
     #[must_use]
-    pub fn is_root(self) -> bool {
-        self.uid == 0
-    }
-
-    /// Whether it may act on a process of user `uid`.
-    #[must_use]
-    pub fn may_act_for(self, uid: u32) -> bool {
-        self.is_root() || self.uid == uid
+    pub fn identity(self) -> process::Caller {
+        process::Caller {
+            uid: self.uid,
+            gid: self.gid,
+        }
     }
 }
 

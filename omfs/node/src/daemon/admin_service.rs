@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use omfs_authz::admin::{Action, may_ask};
 use omfs_cluster::control::{Caller, ControlError};
 use omfs_config::ExportEntry;
 use omfs_service::peers::{Liveness, Peer, PeerDirectory};
@@ -96,16 +97,14 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     };
     Ok(Caller {
         uid: credentials.uid(),
+        gid: credentials.gid(),
         pid: credentials.pid(),
     })
 }
 
-fn root_only<T>(request: &Request<T>, what: &str) -> Result<Caller, Status> {
-    let caller = caller(request)?;
-    if caller.is_root() {
-        return Ok(caller);
-    }
-    Err(Status::permission_denied(format!("only root may {what}")))
+fn check<T>(request: &Request<T>, action: Action) -> Result<(), Status> {
+    let allowed = may_ask(caller(request)?.identity(), action);
+    allowed.map_err(|no| Status::permission_denied(no.to_string()))
 }
 
 /// Runs a move beside the caller, who may go away: what was begun is brought to an end.
@@ -153,7 +152,7 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ProcessesReply>, Status> {
         let caller = caller(&request)?;
         let all = request.into_inner().all;
-        let processes = self.services.jobs.processes(Some(caller), all).await;
+        let processes = self.services.jobs.processes(caller, all).await;
         Ok(Response::new(v1::ProcessesReply { processes }))
     }
 
@@ -174,7 +173,7 @@ impl Admin for AdminService {
     type BringStream = ProgressStream;
 
     async fn bring(&self, request: Request<v1::Empty>) -> Result<Response<ProgressStream>, Status> {
-        root_only(&request, "bring all processes home")?;
+        check(&request, Action::Bring)?;
         Ok(follow(&self.services.jobs, |jobs, progress| async move {
             jobs.bring(progress).await
         }))
@@ -183,7 +182,7 @@ impl Admin for AdminService {
     type ExpelStream = ProgressStream;
 
     async fn expel(&self, request: Request<v1::Empty>) -> Result<Response<ProgressStream>, Status> {
-        root_only(&request, "expel guests")?;
+        check(&request, Action::Expel)?;
         Ok(follow(&self.services.jobs, |jobs, progress| async move {
             jobs.expel(progress).await
         }))
@@ -193,7 +192,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::PolicyRequest>,
     ) -> Result<Response<v1::StatusReply>, Status> {
-        root_only(&request, "change what the node allows")?;
+        check(&request, Action::ChangePolicy)?;
         self.services.jobs.set_policy(request.into_inner()).await?;
         Ok(Response::new(self.status_reply()))
     }
@@ -209,7 +208,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::TokenRequest>,
     ) -> Result<Response<v1::TokenReply>, Status> {
-        root_only(&request, "make join tokens")?;
+        check(&request, Action::MakeTokens)?;
         let Some(authority) = self.services.authority.clone() else {
             return Err(Status::failed_precondition(
                 "this node does not hold the cluster's CA key: ask the node that made the cluster",

@@ -87,9 +87,10 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::ProcessesRequest>,
     ) -> Result<Response<v1::ProcessesReply>, Status> {
-        self.peer(&request)?;
+        let from = self.peer(&request)?;
+        let request = request.into_inner();
         let jobs = Arc::clone(&self.services.jobs);
-        let listed = async move { jobs.processes(None, false).await };
+        let listed = async move { jobs.processes_for(from, &request).await };
         let processes = on(&self.services.work, listed).await?;
         Ok(Response::new(v1::ProcessesReply { processes }))
     }

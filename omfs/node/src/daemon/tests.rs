@@ -199,7 +199,7 @@ fn without_a_certificate_of_the_cluster_a_caller_gets_nothing() {
         let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
         let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
         ClusterClient::new(channel)
-            .processes(v1::ProcessesRequest {})
+            .processes(v1::ProcessesRequest::default())
             .await
             .unwrap_err()
     });
@@ -211,7 +211,10 @@ fn without_a_certificate_of_the_cluster_a_caller_gets_nothing() {
     let directory = Arc::new(Directory::new(strange, [peer]));
     let error = runtime.block_on(async {
         let clients = ControlClients::new(directory, stranger.identity());
-        clients.processes(NodeId(1)).await.unwrap_err()
+        clients
+            .processes(NodeId(1), v1::ProcessesRequest::default())
+            .await
+            .unwrap_err()
     });
     assert!(matches!(error, ControlError::Unreachable(_)), "{error:?}");
 }

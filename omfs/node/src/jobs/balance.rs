@@ -11,6 +11,8 @@ use loadbal::balancer::{NodeSample, Outcome};
 use loadbal::decide::{Candidate, Move};
 use loadbal::load::ProcessKey;
 use loadbal::sensors::{ProcessSample, Processes, Roots, Sensors};
+use migrator::capture::identity;
+use omfs_authz::process::may_move_by_itself;
 use omfs_cluster::control::ControlError;
 use omfs_service::peers::Liveness;
 use proto::ids::{NodeId, Pid};
@@ -201,7 +203,11 @@ impl Senses {
         }
         found.retain(|candidate| !shared.is_moving(candidate.pid.0));
         found.sort_by(|a, b| b.demand.total_cmp(&a.demand));
-        found.truncate(CANDIDATES_MAX);
+        let mut found: Vec<Candidate> = found
+            .into_iter()
+            .filter(|candidate| candidate.home != shared.me() || may_leave(shared, candidate))
+            .take(CANDIDATES_MAX)
+            .collect();
         for candidate in &mut found {
             candidate.memory = self
                 .processes
@@ -210,6 +216,15 @@ impl Senses {
         }
         found
     }
+}
+
+/// Whether a job at home may leave without a user's order; of a guest its home says.
+fn may_leave(shared: &Shared, candidate: &Candidate) -> bool {
+    let root_jobs = shared.context.config.balance.root_jobs;
+    let expected = identity::expected(candidate.key.pid);
+    expected.is_ok_and(|found| {
+        found.process == candidate.key && may_move_by_itself(&found.credentials, root_jobs).is_ok()
+    })
 }
 
 fn local_candidate(shared: &Shared, one: &Marked) -> Candidate {

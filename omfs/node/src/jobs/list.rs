@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loadbal::sensors::{Processes, Roots};
-use migrator::capture::eligibility;
+use migrator::capture::{CantMove, CantMoveCode, eligibility, identity};
 use migrator::control::{JobState, RunState};
-use omfs_cluster::control::Caller;
+use omfs_authz::process::{self, Caller, Credentials, Refusal, View};
+use omfs_cluster::control;
 use omfs_service::peers::Liveness;
-use proto::v1::Process;
+use proto::v1::{Process, ProcessesRequest, Viewer as WireViewer};
 
 use super::own_pid;
 use super::registry::{Entry, is_away};
@@ -18,25 +19,75 @@ use super::subject::Subject;
 
 /// Processes that are examined for one listing; beyond, what keeps them from moving is not shown.
 const EXAMINED_MAX: usize = 256;
+/// The note of what is a guest here.
+const GUEST: &str = "guest";
 /// Other nodes must answer within this time.
 const OTHERS_MAX: Duration = Duration::from_secs(3);
 
+/// Who asks for a listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Viewer {
+    /// A user of this node.
+    User(control::Caller),
+    /// Another node, for one of its users; an old one does not say for whom.
+    Node {
+        /// The other node's name.
+        name: String,
+        /// Its user, as it says.
+        user: Option<Caller>,
+    },
+}
+
+impl Viewer {
+    /// Another node asks.
+    pub fn node(name: String, request: &ProcessesRequest) -> Self {
+        let user = request
+            .viewer
+            .map(|WireViewer { uid, gid }| Caller { uid, gid });
+        Self::Node { name, user }
+    }
+
+    /// How much it sees of a process of this node, or of a guest, of user `uid`.
+    fn view(&self, home: &str, uid: u32, credentials: Option<&Credentials>) -> View {
+        match self {
+            Self::User(caller) => match (caller.identity(), credentials) {
+                (caller, Some(credentials)) => process::view(caller, credentials),
+                (caller, None) if caller.is_root() || caller.uid == uid => View::Full,
+                (_, None) => View::Presence,
+            },
+            Self::Node { name, user } => {
+                let seen = process::remote_view(*user, uid, home == name);
+                match credentials.and_then(Credentials::privilege) {
+                    Some(_) => View::Presence,
+                    None => seen,
+                }
+            }
+        }
+    }
+}
+
 /// Jobs that are away or marked, guests, and what ended away of late; with `all` every process
 /// here, and what other nodes have.
-pub async fn processes(shared: &Arc<Shared>, caller: Option<Caller>, all: bool) -> Vec<Process> {
-    let examine = || local(shared, all);
-    let mut listed = match caller {
-        Some(_) => shared.turns.run(caller, examine).await,
-        None => shared.turns.run_for_others(examine).await,
+pub async fn processes(shared: &Arc<Shared>, viewer: Viewer, all: bool) -> Vec<Process> {
+    let examine = || local(shared, &viewer, all);
+    let mut listed = match &viewer {
+        Viewer::User(caller) => shared.turns.run(Some(*caller), examine).await,
+        Viewer::Node { .. } => shared.turns.run_for_others(examine).await,
     };
-    if all && caller.is_some() {
+    if let Viewer::User(caller) = viewer
+        && all
+    {
+        let caller = caller.identity();
         let shown: HashSet<(String, i32)> = keys(&listed);
-        for process in others(shared).await {
+        for process in others(shared, caller).await {
             // A job is best described by its home.
             let known = shown.contains(&(process.home.clone(), process.pid));
-            let from_home = process.note != "guest";
+            let from_home = process.note != GUEST;
             if !known && from_home {
-                listed.push(process);
+                // A node of an earlier version tells everybody everything.
+                let own = caller.is_root() || caller.uid == process.uid;
+                let view = if own { View::Full } else { View::Presence };
+                listed.push(restricted(process, view));
             }
         }
     }
@@ -63,7 +114,7 @@ fn keys(processes: &[Process]) -> HashSet<(String, i32)> {
         .collect()
 }
 
-fn local(shared: &Shared, all: bool) -> Vec<Process> {
+fn local(shared: &Shared, viewer: &Viewer, all: bool) -> Vec<Process> {
     shared.refresh();
     let mut sampled = shared.sampled();
     if all {
@@ -72,19 +123,19 @@ fn local(shared: &Shared, all: bool) -> Vec<Process> {
     let jobs = shared.registry.jobs();
     let mut listed: Vec<Process> = jobs
         .iter()
-        .map(|entry| job(shared, entry, &sampled))
+        .map(|entry| job(shared, viewer, entry, &sampled))
         .collect();
     let shown: HashSet<i32> = listed.iter().map(|process| process.pid).collect();
-    listed.extend(
-        shared
-            .registry
-            .guests()
-            .iter()
-            .map(|(_, entry)| guest(entry, &sampled)),
-    );
+    let guests = shared.registry.guests();
+    let guests = guests.iter().map(|(_, entry)| guest(entry, &sampled));
     let ended = shared.registry.ended();
     let ended = ended.iter().filter(|state| !shown.contains(&state.pid));
-    listed.extend(ended.map(|state| from_state(state, "")));
+    let ended = ended.map(|state| from_state(state, ""));
+    let strangers = guests.chain(ended).map(|process| {
+        let view = viewer.view(&process.home, process.uid, None);
+        restricted(process, view)
+    });
+    listed.extend(strangers);
     let hidden = hidden(shared);
     let mut examined = 0;
     for one in &sampled {
@@ -92,8 +143,20 @@ fn local(shared: &Shared, all: bool) -> Vec<Process> {
         if shown.contains(&pid) || hidden.contains(&pid) || !(all || one.mark.is_some()) {
             continue;
         }
-        examined += 1;
-        listed.extend(at_home(shared, one, examined <= EXAMINED_MAX));
+        let Some((subject, process)) = at_home(shared, one) else {
+            continue;
+        };
+        let view = viewer.view(&process.home, process.uid, Some(&subject.credentials));
+        let examine = view == View::Full && {
+            examined += 1;
+            examined <= EXAMINED_MAX
+        };
+        let cantmove = reasons(one, &subject, examine);
+        let process = Process {
+            cantmove,
+            ..process
+        };
+        listed.push(restricted(process, view));
     }
     listed
 }
@@ -142,7 +205,7 @@ fn from_state(state: &JobState, note: &str) -> Process {
     }
 }
 
-fn job(shared: &Shared, entry: &Entry, sampled: &[Marked]) -> Process {
+fn job(shared: &Shared, viewer: &Viewer, entry: &Entry, sampled: &[Marked]) -> Process {
     let sample = sampled
         .iter()
         .find(|one| one.sample.key.pid == entry.state.pid);
@@ -160,11 +223,37 @@ fn job(shared: &Shared, entry: &Entry, sampled: &[Marked]) -> Process {
             .map_or(0, |moved| moved.cpu_before_ms(&entry.state));
         process.cpu_time_ms = before + entry.state.cpu_time_ms + millis(one.sample.cpu_time);
     }
-    process
+    let credentials = identity::credentials(process.pid, process.pid).ok();
+    let view = viewer.view(&process.home, process.uid, credentials.as_ref());
+    restricted(process, view)
+}
+
+/// What is left of a description for one who sees only so much.
+fn restricted(process: Process, view: View) -> Process {
+    let privileged = |reason: &String| reason.starts_with(CantMoveCode::Privileged.as_str());
+    let mut cantmove = process.cantmove.clone();
+    match view {
+        View::Full => return process,
+        View::Privilege => cantmove.retain(privileged),
+        View::Presence => cantmove.clear(),
+    }
+    let is_guest = process.note == GUEST;
+    Process {
+        cantmove,
+        note: if is_guest {
+            GUEST.to_owned()
+        } else {
+            String::new()
+        },
+        home_calls: 0,
+        balanced: false,
+        locked: false,
+        ..process
+    }
 }
 
 fn guest(entry: &Entry, sampled: &[Marked]) -> Process {
-    let mut process = from_state(&entry.state, "guest");
+    let mut process = from_state(&entry.state, GUEST);
     let sample = sampled
         .iter()
         .find(|one| one.sample.key.pid == entry.state.host_pid);
@@ -185,42 +274,60 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn at_home(shared: &Shared, one: &Marked, examine: bool) -> Option<Process> {
-    let pid = one.sample.key.pid;
-    let subject = Subject::look(pid).ok()?;
-    let mut cantmove = Vec::new();
+/// What keeps a process from moving: for its user's moves, or for the balancer's.
+fn reasons(one: &Marked, subject: &Subject, examine: bool) -> Vec<String> {
+    let privilege = subject.credentials.privilege();
+    let privilege = privilege.map(|reason| {
+        let reason = format!("{reason}: only root may move it");
+        CantMove::new(CantMoveCode::Privileged, reason).to_string()
+    });
+    let mut cantmove: Vec<String> = privilege.into_iter().collect();
     if one.mark.as_deref() == Some("home") {
         cantmove.push("home: it was started to stay at home".to_owned());
     } else if examine {
-        cantmove.extend(eligibility(pid).iter().map(ToString::to_string));
+        cantmove.extend(eligibility(subject.pid).iter().map(ToString::to_string));
     }
+    cantmove
+}
+
+fn at_home(shared: &Shared, one: &Marked) -> Option<(Subject, Process)> {
+    let pid = one.sample.key.pid;
+    let subject = Subject::look(pid).ok()?;
     let moved = shared.moved(one.sample.key);
     let stopped = matches!(one.sample.state, 'T' | 't');
     let mut process = Process {
         pid,
-        command: subject.command,
+        command: subject.command.clone(),
         home: shared.context.here.clone(),
         r#where: shared.context.here.clone(),
         state: if stopped { "stopped" } else { "home" }.to_owned(),
         moves: moved.map_or(0, |moved| moved.count),
-        cantmove,
-        uid: subject.uid,
+        uid: subject.uid(),
         balanced: one.mark.as_deref() == Some("balance"),
         locked: shared.locks.holds(one.sample.key),
         ..Process::default()
     };
     fill(&mut process, one);
     process.cpu_time_ms += moved.map_or(0, |moved| moved.away_cpu_ms);
-    Some(process)
+    let root_jobs = shared.context.config.balance.root_jobs;
+    let stays = process::may_move_by_itself(&subject.credentials, root_jobs);
+    if let (true, Err(refusal @ Refusal::RootStays)) = (process.balanced, stays) {
+        process.note = refusal.to_string();
+    }
+    Some((subject, process))
 }
 
-/// What all other nodes have, as far as they answer.
-async fn others(shared: &Arc<Shared>) -> Vec<Process> {
+/// What all other nodes show to this user, as far as they answer.
+async fn others(shared: &Arc<Shared>, caller: Caller) -> Vec<Process> {
+    let (uid, gid) = (caller.uid, caller.gid);
+    let request = ProcessesRequest {
+        viewer: Some(WireViewer { uid, gid }),
+    };
     let mut asked = tokio::task::JoinSet::new();
     for peer in shared.context.directory.peers() {
         if matches!(peer.liveness, Liveness::Alive | Liveness::Suspect) {
             let clients = Arc::clone(&shared.context.clients);
-            asked.spawn(async move { clients.processes(peer.id).await });
+            asked.spawn(async move { clients.processes(peer.id, request).await });
         }
     }
     let mut found = Vec::new();

@@ -13,6 +13,7 @@ use loadbal::load::ProcessKey;
 use omfs_cluster::control::{Caller, ControlError};
 use proto::v1;
 
+use super::moves::MoveError;
 use super::registry::{GuestKey, is_away};
 use super::shared::Shared;
 use super::subject::Subject;
@@ -119,11 +120,12 @@ pub async fn change(
     pid: i32,
     locked: bool,
 ) -> Result<(), ControlError> {
-    Subject::look(pid)?.check_caller(Some(caller))?;
-    let gone = || ControlError::NotFound(format!("there is no process {pid} on this node"));
-    shared
-        .locks
-        .set(shared.key_of(pid).ok_or_else(gone)?, locked);
+    let subject = Subject::look(pid)?;
+    subject.check_caller(caller).map_err(|error| match error {
+        MoveError::Control(error) => error,
+        other => ControlError::NotPermitted(format!("process {pid}: {other}")),
+    })?;
+    shared.locks.set(subject.process, locked);
     shared.refresh();
     let entry = shared
         .registry

@@ -136,9 +136,22 @@ impl Jobs {
     }
 
     /// Jobs of this node that are away or marked, and guests here; with `all` every process of
-    /// this node, and the other nodes' jobs and guests. `caller` is `None` for other nodes.
-    pub async fn processes(&self, caller: Option<Caller>, all: bool) -> Vec<v1::Process> {
-        list::processes(&self.shared, caller, all).await
+    /// this node, and the other nodes' jobs and guests.
+    pub async fn processes(&self, caller: Caller, all: bool) -> Vec<v1::Process> {
+        let viewer = list::Viewer::User(caller);
+        list::processes(&self.shared, viewer, all).await
+    }
+
+    /// What another node shows to one of its users.
+    pub async fn processes_for(
+        &self,
+        from: NodeId,
+        request: &v1::ProcessesRequest,
+    ) -> Vec<v1::Process> {
+        let peer = self.shared.context.directory.by_id(from);
+        let name = peer.map(|peer| peer.name).unwrap_or_default();
+        let viewer = list::Viewer::node(name, request);
+        list::processes(&self.shared, viewer, false).await
     }
 
     /// Another node asks to send a guest here.

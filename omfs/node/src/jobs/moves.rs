@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migrator::control::Command as Order;
+use omfs_authz::admin::{Action, may_ask};
 use omfs_cluster::control::{Caller, ControlError};
 use omfs_service::peers::{Liveness, Peer};
 use proto::ids::NodeId;
@@ -78,7 +79,7 @@ pub async fn move_job(
         }
     }
     let subject = looked?;
-    subject.check_caller(wish.caller)?;
+    check_permission(shared, wish, &subject, &target)?;
     check_ours(shared, wish)?;
     let patience = wish.believed.map_or(MOVE_WAIT_MAX, |_| Duration::ZERO);
     let Some(_claim) = shared.claim_within(wish.pid, patience).await else {
@@ -112,9 +113,7 @@ pub async fn move_job(
     if done.is_ok() {
         shared.note_move(wish.pid);
         // Placed by hand it stays there, until it has to go from there.
-        if let Some(key) = shared.key_of(wish.pid) {
-            shared.locks.set(key, wish.caller.is_some());
-        }
+        shared.locks.set(subject.process, wish.caller.is_some());
     }
     shared.refresh();
     log(shared, wish, &subject, &done);
@@ -155,6 +154,20 @@ fn target(shared: &Shared, wish: &Wish) -> Result<Target, ControlError> {
         }
         // A person may know before the failure detector that a node is back: it is asked itself.
         Liveness::Dead | Liveness::Alive | Liveness::Suspect => Ok(Target::Node(peer)),
+    }
+}
+
+/// Coming home takes a user's right to the process; leaving without a user's order takes more.
+fn check_permission(
+    shared: &Shared,
+    wish: &Wish,
+    subject: &Subject,
+    target: &Target,
+) -> Result<(), MoveError> {
+    match (wish.caller, target) {
+        (Some(caller), _) => subject.check_caller(caller),
+        (None, Target::Home) => Ok(()),
+        (None, Target::Node(_)) => subject.check_by_itself(shared.context.config.balance.root_jobs),
     }
 }
 
@@ -205,6 +218,7 @@ async fn send(
         node: peer.name.clone(),
         address: super::shim_main::address(&reply.data_address, peer.id),
         token: hex(&reply.token),
+        expected: Some(subject.expected(wish.caller.is_none())),
     };
     held?;
     for _ in 0..ORDER_TRIES_MAX {
@@ -283,7 +297,7 @@ fn prepare_request(
             kernel: String::new(),
         }),
         automatic: wish.believed.is_some(),
-        uid: subject.uid,
+        uid: subject.uid(),
         believed_load_milli: wish.believed.map_or(0, loadbal::vector::milli),
         locked: wish.caller.is_some(),
     }
@@ -356,7 +370,8 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The home of the guest that is meant, if there is exactly one of this PID; guests are root's.
 fn guest_home(shared: &Shared, wish: &Wish) -> Option<NodeId> {
-    let root = wish.caller.is_some_and(Caller::is_root);
+    let may = |caller: Caller| may_ask(caller.identity(), Action::MoveGuest).is_ok();
+    let root = wish.caller.is_some_and(may);
     let guests = shared.registry.guests();
     let mut homes = guests.iter().filter(|((_, pid), _)| *pid == wish.pid);
     let ((home, _), _) = homes.next().filter(|_| root)?;

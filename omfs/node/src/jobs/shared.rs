@@ -11,9 +11,9 @@ use loadbal::balancer::{Balancer, Policy};
 use loadbal::load::ProcessKey;
 use loadbal::sensors::ProcessSample;
 use loadbal::tuning::Tuning;
+use migrator::capture::identity;
 use migrator::control::JobState;
 use migrator::image::CpuImage;
-use migrator::tracee::procfs::Stat;
 use omfs_cluster::control::ControlError;
 use omfs_limits::reservations::{Refusal, Reservations, Room};
 use proto::ids::NodeId;
@@ -32,8 +32,6 @@ use super::turns::Turns;
 /// time too.
 const CLOCK_START: Duration = Duration::from_secs(3600);
 
-/// When a process was started, in /proc/PID/stat (proc(5)).
-const START_TIME_FIELD: usize = 22;
 /// Guests of one node that were promised a place and have not come: each is a waiting process.
 const ARRIVING_PER_NODE_MAX: usize = 16;
 /// A supervisor that was killed is gone within this time, on a busy machine too.
@@ -341,11 +339,7 @@ impl Shared {
 
     /// A living process of this node; also one that is too young for any sample.
     pub fn key_of(&self, pid: i32) -> Option<ProcessKey> {
-        let stat = Stat::read(pid).ok()?;
-        Some(ProcessKey {
-            pid,
-            start_ticks: stat.number(START_TIME_FIELD),
-        })
+        identity::process_id(pid).ok()
     }
 
     /// The processes of the last sample.

@@ -2,8 +2,11 @@
 
 use std::io;
 
-use migrator::capture::{CantMoveCode, eligibility};
+use migrator::capture::{CantMove, CantMoveCode, eligibility, identity};
+use migrator::control::ExpectedProcess;
+use omfs_authz::process::{self, Credentials, Refusal};
 use omfs_cluster::control::{Caller, ControlError};
+use proto::ids::ProcessId;
 
 use super::moves::MoveError;
 
@@ -14,10 +17,10 @@ pub struct Subject {
     pub pid: i32,
     /// Its name (comm).
     pub command: String,
-    /// Real user.
-    pub uid: u32,
-    /// Effective user.
-    pub effective_uid: u32,
+    /// Which process had it then.
+    pub process: ProcessId,
+    /// What it was allowed to do then.
+    pub credentials: Credentials,
     /// Value of `OMFS_JOB`.
     pub mark: Option<String>,
     /// What would have to be sent, in bytes.
@@ -49,40 +52,65 @@ impl Subject {
             let text = format!("{pid} is a thread of process {leader}: move that");
             return Err(ControlError::Invalid(text));
         }
-        let uids: Vec<u32> = field("Uid")
-            .unwrap_or_default()
-            .split_ascii_whitespace()
-            .filter_map(|uid| uid.parse().ok())
-            .collect();
-        let (Some(uid), Some(effective_uid)) = (uids.first(), uids.get(1)) else {
-            return Err(gone());
-        };
+        let ExpectedProcess {
+            process,
+            credentials,
+            ..
+        } = identity::expected(pid).map_err(|_| gone())?;
         let sensors = loadbal::sensors::Processes::new(loadbal::sensors::Roots::default());
         Ok(Self {
             pid,
             command: field("Name").unwrap_or_default().to_owned(),
-            uid: *uid,
-            effective_uid: *effective_uid,
+            process,
+            credentials,
             mark: sensors.mark(pid),
             memory: sensors.private_memory(pid).unwrap_or(0),
         })
     }
 
-    /// Whoever may signal it may move it: root, and its real or effective user.
+    /// Its real user.
+    pub fn uid(&self) -> u32 {
+        self.credentials.uids[0]
+    }
+
+    /// What is expected of it when it stands still. Root's word is for whatever it is then.
+    pub fn expected(&self, by_itself: bool) -> ExpectedProcess {
+        ExpectedProcess {
+            process: self.process,
+            credentials: self.credentials,
+            ask_dumpable: by_itself && self.credentials.uids[1] == 0,
+        }
+    }
+
+    /// Whether a user may order its moves.
     ///
     /// # Errors
-    /// `NotPermitted`.
-    pub fn check_caller(&self, caller: Option<Caller>) -> Result<(), ControlError> {
-        let allowed = caller.is_none_or(|caller| {
-            caller.may_act_for(self.uid) || caller.may_act_for(self.effective_uid)
-        });
-        if allowed {
-            return Ok(());
+    /// [`MoveError::Cantmove`] for a privileged process of the user's, else `NotPermitted`.
+    pub fn check_caller(&self, caller: Caller) -> Result<(), MoveError> {
+        let allowed = process::may_move(caller.identity(), &self.credentials);
+        allowed.map_err(|refusal| self.refused(refusal))
+    }
+
+    /// Whether it may leave without a user's order.
+    ///
+    /// # Errors
+    /// [`MoveError::Cantmove`].
+    pub fn check_by_itself(&self, root_jobs: bool) -> Result<(), MoveError> {
+        let allowed = process::may_move_by_itself(&self.credentials, root_jobs);
+        allowed.map_err(|refusal| self.refused(refusal))
+    }
+
+    fn refused(&self, refusal: Refusal) -> MoveError {
+        match refusal {
+            Refusal::OtherUser(_) | Refusal::OtherGroup(_) => {
+                let text = format!("process {} ({}): {refusal}", self.pid, self.command);
+                ControlError::NotPermitted(text).into()
+            }
+            Refusal::Privileged(_) | Refusal::RootStays => {
+                let reason = CantMove::new(CantMoveCode::Privileged, refusal.to_string());
+                MoveError::Cantmove(reason.to_string())
+            }
         }
-        Err(ControlError::NotPermitted(format!(
-            "process {} ({}) belongs to user {}: only they and root may move it",
-            self.pid, self.command, self.uid
-        )))
     }
 
     /// Everything that keeps it from leaving.
@@ -112,7 +140,7 @@ fn is_odd(error: &io::Error) -> bool {
         && error.raw_os_error() != Some(nix::errno::Errno::ESRCH as i32)
 }
 
-fn join(reasons: &[migrator::capture::CantMove]) -> String {
+fn join(reasons: &[CantMove]) -> String {
     let texts: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     texts.join("; ")
 }
@@ -142,16 +170,32 @@ mod tests {
     }
 
     #[test]
-    fn only_its_user_and_root_may_move_a_process() {
+    fn a_privileged_process_is_told_from_anothers() {
         let mut subject = Subject::look(i32::try_from(std::process::id()).unwrap()).unwrap();
-        subject.uid = 1000;
-        subject.effective_uid = 1001;
-        let may = |uid| {
-            let caller = Caller { uid, pid: None };
-            subject.check_caller(Some(caller)).is_ok()
+        subject.credentials = Credentials {
+            uids: [1000; 4],
+            gids: [1000; 4],
+            capabilities: 0,
+            dumpable: true,
         };
-        assert_eq!([0, 1000, 1001, 1002].map(may), [true, true, true, false]);
-        assert!(subject.check_caller(None).is_ok());
+        let asks = |subject: &Subject, uid| {
+            let (gid, pid) = (uid, None);
+            subject.check_caller(Caller { uid, gid, pid })
+        };
+        assert_eq!([0, 1000].map(|uid| asks(&subject, uid).is_ok()), [true; 2]);
+        let other = asks(&subject, 1001);
+        assert!(
+            matches!(&other, Err(MoveError::Control(ControlError::NotPermitted(text)))
+                if text.contains("belongs to user 1000")),
+            "{other:?}"
+        );
+        subject.credentials.uids = [1000, 0, 0, 0];
+        let own = asks(&subject, 1000);
+        assert!(
+            matches!(&own, Err(MoveError::Cantmove(text)) if text.starts_with("privileged: ")),
+            "{own:?}"
+        );
+        assert!(subject.check_by_itself(true).is_err() && asks(&subject, 0).is_ok());
     }
 
     #[test]

@@ -94,7 +94,11 @@ mod tests {
     use std::time::Duration;
 
     fn user(uid: u32) -> Option<Caller> {
-        Some(Caller { uid, pid: None })
+        Some(Caller {
+            uid,
+            gid: uid,
+            pid: None,
+        })
     }
 
     #[tokio::test(flavor = "multi_thread")]
