@@ -141,8 +141,12 @@ pub enum RunState {
 pub struct JobState {
     /// At home, which is also the guest's own.
     pub pid: i32,
+    /// When the job was started at home; 0 if that is not known.
+    pub start_ticks: u64,
     /// The shim's or supervisor's own process.
     pub keeper_pid: i32,
+    /// When that was started; 0 if that is not known.
+    pub keeper_start_ticks: u64,
     /// Supervisors: the guest's PID in the host's PID namespace; 0 if there is none.
     pub host_pid: i32,
     /// Name of the program, at most 15 bytes (comm).
@@ -172,6 +176,26 @@ pub struct JobState {
     pub memory_bytes: u64,
     /// The job went home by itself for a system call and may be sent away again.
     pub returned_for: Option<String>,
+}
+
+impl JobState {
+    /// The job, at home.
+    #[must_use]
+    pub fn process(&self) -> ProcessId {
+        ProcessId {
+            pid: self.pid,
+            start_ticks: self.start_ticks,
+        }
+    }
+
+    /// The shim or supervisor.
+    #[must_use]
+    pub fn keeper(&self) -> ProcessId {
+        ProcessId {
+            pid: self.keeper_pid,
+            start_ticks: self.keeper_start_ticks,
+        }
+    }
 }
 
 /// Reads one message.
@@ -248,7 +272,9 @@ fn put(path: &Path, content: &[u8], create: bool) -> io::Result<()> {
         .mode(0o644)
         .open(path)?;
     file.write_all(content)?;
-    file.set_len(content.len() as u64)
+    file.set_len(content.len() as u64)?;
+    // Renamed before its content is on disk, it could be empty after a crash.
+    file.sync_data()
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -52,6 +52,7 @@ fn host(pid: i32, socket: &Path, name: &str, root: &str) -> io::Result<()> {
     std::fs::remove_file(socket)?;
     let config = SupervisorConfig {
         home_pid: pid,
+        home_start_ticks: 0,
         home: "home".into(),
         here: name.into(),
         root: PathBuf::from(root),
@@ -72,6 +73,7 @@ fn hold(pid: i32, directory: &Path) -> io::Result<()> {
     let control = UnixListener::bind(socket)?;
     let config = ShimConfig {
         pid,
+        start_ticks: 0,
         here: "home".into(),
         state_file: Some(directory.join("shim.json")),
         moves_before: 0,

@@ -25,6 +25,16 @@ pub fn process_id(pid: i32) -> io::Result<ProcessId> {
     Ok(ProcessId { pid, start_ticks })
 }
 
+/// This process; without its start time if /proc does not tell.
+#[must_use]
+pub fn own_process() -> ProcessId {
+    let pid = i32::try_from(std::process::id()).unwrap_or(0);
+    process_id(pid).unwrap_or(ProcessId {
+        pid,
+        start_ticks: 0,
+    })
+}
+
 /// The credentials of one thread.
 ///
 /// # Errors

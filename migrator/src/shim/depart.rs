@@ -123,6 +123,7 @@ impl Shim {
             uid: self.state.uid,
             home: self.config.here.clone(),
             moves: self.state.moves + 1,
+            start_ticks: self.state.start_ticks,
             ..JobHello::default()
         };
         peer.tell(What::Hello(hello), &[])?;

@@ -22,15 +22,19 @@ mod deputy_tests;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::ids::ProcessId;
 use proto::link::Link;
 
+use crate::capture::identity;
 use crate::control::{Command, ExpectedProcess, JobState, RunState, write_state};
 use crate::keeper::{Inbox, Input, PeerId, desk};
+use crate::sys::pidfd;
 use crate::tracee::procfs;
 use away::Away;
 pub use depart::PROTOCOL_VERSION;
@@ -48,6 +52,8 @@ const IDLE_LIMIT: Duration = Duration::from_secs(30);
 pub struct ShimConfig {
     /// The job.
     pub pid: i32,
+    /// When it was started; 0 takes whatever has the PID.
+    pub start_ticks: u64,
     /// Name of this node.
     pub here: String,
     /// Rewritten on every change. Its last content tells how the job's journey ended; whoever
@@ -80,11 +86,13 @@ pub fn run(
     connector: Arc<dyn Connector>,
     control: UnixListener,
 ) -> io::Result<()> {
+    let (process, pidfd) = hold_process(&config)?;
     let inbox = Inbox::new()?;
     let desk = desk::serve(control, inbox.sender())?;
-    let state = first_state(&config);
+    let state = first_state(&config, process);
     let mut shim = Shim {
         config,
+        pidfd,
         connector,
         inbox,
         later: VecDeque::new(),
@@ -102,11 +110,28 @@ pub fn run(
     served
 }
 
-fn first_state(config: &ShimConfig) -> JobState {
+/// The job's descriptor, opened before its start time is compared, so that it is the job's.
+fn hold_process(config: &ShimConfig) -> io::Result<(ProcessId, OwnedFd)> {
+    let pidfd = pidfd::open(config.pid)?;
+    let process = identity::process_id(config.pid)?;
+    let wanted = ProcessId {
+        pid: config.pid,
+        start_ticks: config.start_ticks,
+    };
+    if !process.matches(wanted) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok((process, pidfd))
+}
+
+fn first_state(config: &ShimConfig, process: ProcessId) -> JobState {
     let status = procfs::Status::read(config.pid).unwrap_or_default();
+    let keeper = identity::own_process();
     JobState {
         pid: config.pid,
-        keeper_pid: i32::try_from(std::process::id()).unwrap_or(0),
+        start_ticks: process.start_ticks,
+        keeper_pid: keeper.pid,
+        keeper_start_ticks: keeper.start_ticks,
         command: status.text("Name").to_owned(),
         home: config.here.clone(),
         place: config.here.clone(),
@@ -124,6 +149,8 @@ fn first_state(config: &ShimConfig) -> JobState {
 #[derive(Debug)]
 struct Shim {
     config: ShimConfig,
+    /// The job, whatever becomes of its PID.
+    pidfd: OwnedFd,
     connector: Arc<dyn Connector>,
     inbox: Inbox,
     /// What arrived while a move was waiting for something else.

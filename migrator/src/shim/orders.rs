@@ -1,6 +1,7 @@
 //! What the daemon wants of a job. An order that comes while the job is being moved waits for the
 //! end of that move, and is carried out from wherever the job is then.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use proto::v1::Freeze;
@@ -10,6 +11,7 @@ use super::comeback::Wanted;
 use super::{Place, Shim, Target};
 use crate::control::{Command, Event, RunState};
 use crate::keeper::{Answers, Input};
+use crate::sys::pidfd;
 
 /// How long an order waits for the end of a move that is under way.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,8 +45,7 @@ impl Shim {
     }
 
     fn kill(&self, answers: &Answers) {
-        let pid = nix::unistd::Pid::from_raw(self.config.pid);
-        match nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL) {
+        match pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL) {
             Ok(()) => answers.send(Event::Done { freeze_us: 0 }),
             Err(error) => answers.fail(error.to_string(), false),
         }

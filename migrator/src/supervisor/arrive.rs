@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
+use proto::ids::ProcessId;
 use proto::v1::job_message::What;
 use proto::v1::{Built, JobHello, ProcessImage};
 
@@ -100,7 +101,10 @@ fn hello(config: &SupervisorConfig, peer: &Peer, ear: &mut Ear<'_>) -> Result<Jo
     };
     let deadline = Instant::now() + HELLO_LIMIT;
     let (hello, _) = ear.expect(peer, "the job's introduction", deadline, pick)?;
-    if hello.version != crate::shim::PROTOCOL_VERSION || hello.pid != config.home_pid {
+    let id = |pid, start_ticks| ProcessId { pid, start_ticks };
+    let awaited = id(config.home_pid, config.home_start_ticks);
+    let is_awaited = id(hello.pid, hello.start_ticks).matches(awaited);
+    if hello.version != crate::shim::PROTOCOL_VERSION || !is_awaited {
         return Err(MoveError::process(&"this supervisor waits for another job"));
     }
     Ok(hello)

@@ -51,6 +51,8 @@ pub use quota::Quota;
 pub struct SupervisorConfig {
     /// The job's PID at home, which the guest gets too.
     pub home_pid: i32,
+    /// When it was started at home; 0 if home does not tell.
+    pub home_start_ticks: u64,
     /// Name of the home node; also the guest's host name.
     pub home: String,
     /// Name of this node.
@@ -203,9 +205,12 @@ fn refuse(peer: &Peer, error: &str, cantmove: bool) -> io::Result<()> {
 }
 
 fn first_state(config: &SupervisorConfig, arrived: &arrive::Arrived) -> JobState {
+    let keeper = crate::capture::identity::own_process();
     JobState {
         pid: config.home_pid,
-        keeper_pid: i32::try_from(std::process::id()).unwrap_or(0),
+        start_ticks: arrived.hello.start_ticks,
+        keeper_pid: keeper.pid,
+        keeper_start_ticks: keeper.start_ticks,
         host_pid: arrived.guest.host_pid,
         command: arrived.hello.command.clone(),
         home: config.home.clone(),

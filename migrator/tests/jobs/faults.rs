@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use migrator::control::{Event, RunState};
+use migrator::control::{self, Event, ExpectedProcess, RunState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -100,6 +100,46 @@ fn a_host_that_dies_while_it_builds_leaves_the_job_at_home() {
     let mut lab = Lab::new(counting.job.0.id());
     let event = lab.try_migrate_to("/nonexistent/socket");
     assert!(matches!(event, Event::Failed { .. }), "{event:?}");
+    counting.finish();
+}
+
+/// An order that means a process of the same PID, or the same process with other rights.
+const MISTAKEN: [fn(&mut Option<ExpectedProcess>); 4] = [
+    |expected| *expected = None,
+    |expected| expected.as_mut().unwrap().process.start_ticks += 1,
+    |expected| expected.as_mut().unwrap().credentials.uids[2] ^= 1,
+    |expected| expected.as_mut().unwrap().credentials.capabilities ^= 1,
+];
+
+fn mistake(lab: &mut Lab, change: fn(&mut Option<ExpectedProcess>)) {
+    let mut order = lab.new_host("");
+    if let control::Command::Migrate { expected, .. } = &mut order {
+        change(expected);
+    }
+    let event = lab.command(&order);
+    let Event::Failed { error, cantmove } = &event else {
+        panic!("{event:?}");
+    };
+    assert!(*cantmove && error.starts_with("changed: "), "{event:?}");
+    let _ = lab.last_host().kill();
+}
+
+#[test]
+fn an_order_for_another_process_moves_nothing() {
+    let counting = Counting::start();
+    let mut lab = Lab::new(counting.job.0.id());
+    for change in MISTAKEN {
+        mistake(&mut lab, change);
+        assert_eq!(lab.state().place, "home");
+    }
+    lab.migrate();
+    let place = lab.state().place;
+    assert_ne!(place, "home");
+    for change in MISTAKEN {
+        mistake(&mut lab, change);
+        assert_eq!(lab.state().place, place);
+    }
+    lab.home();
     counting.finish();
 }
 

@@ -338,8 +338,10 @@ async fn ask_home(shared: &Arc<Shared>, decided: &Move) -> Outcome {
     } else {
         decided.target.to_string()
     };
+    let guest = shared.registry.guest((decided.home, decided.pid.0));
     let request = v1::RequestMoveRequest {
         pid: decided.pid.0,
+        start_ticks: guest.map_or(0, |guest| guest.state.start_ticks),
         target,
         reason: decided.reason.as_str().to_owned(),
         must_leave: shared.balancer().is_pressed(),

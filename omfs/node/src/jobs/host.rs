@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use loadbal::admit::Request;
+use migrator::capture::identity;
 use migrator::image::{CpuImage, cpu};
 use omfs_cluster::control::ControlError;
 use omfs_limits::guest;
 use omfs_limits::reservations::Refusal;
-use proto::ids::{NodeId, Pid};
+use proto::ids::{NodeId, Pid, ProcessId};
 use proto::v1;
 
 use super::Progress;
@@ -49,13 +50,13 @@ pub async fn prepare(
     shared.refresh();
     if let Some(before) = shared.registry.guest((from, request.pid)) {
         // It left a moment ago and is sent back: its supervisor is about to end.
-        wait_for_end(before.state.keeper_pid, "supervisor", SUPERVISOR_ENDS_MAX).await;
+        wait_for_end(before.state.keeper(), "supervisor", SUPERVISOR_ENDS_MAX).await;
     }
     shared.take_back((from, request.pid)).await;
     let reserved = admit(shared, from, request)?;
     shared.locks.set_guest((from, request.pid), request.locked);
-    let key = (from, request.pid);
-    let started = start(shared, reserved, key, &home.name, request.memory_bytes);
+    let guest = ((from, request.pid), request.start_ticks);
+    let started = start(shared, reserved, guest, &home.name, request.memory_bytes);
     started.map_err(|error| {
         shared.balancer().withdrawn(from, Pid(request.pid));
         shared.locks.set_guest((from, request.pid), false);
@@ -146,7 +147,7 @@ fn admit(
 fn start(
     shared: &Arc<Shared>,
     reserved: Reserved,
-    key: GuestKey,
+    (key, start_ticks): (GuestKey, u64),
     home: &str,
     announced_bytes: u64,
 ) -> io::Result<v1::PrepareGuestReply> {
@@ -155,6 +156,7 @@ fn start(
     let token: [u8; 32] = rand::random();
     let hex: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
     let (id, pid) = (key.0.to_string(), key.1.to_string());
+    let start_ticks = start_ticks.to_string();
     let arguments = [
         "supervisor",
         "--home",
@@ -163,6 +165,8 @@ fn start(
         &id,
         "--pid",
         &pid,
+        "--start-ticks",
+        &start_ticks,
     ];
     let mut arguments = arguments.map(OsString::from).to_vec();
     let place = shared.cgroup.expect_guest();
@@ -177,8 +181,13 @@ fn start(
         &secret,
         OwnedFd::from(listener),
     )?;
-    let process = i32::try_from(child.id()).unwrap_or(0);
-    shared.set_supervisor(key, process);
+    let pid = i32::try_from(child.id()).unwrap_or(0);
+    // Not reaped yet, so the PID is still this child's.
+    shared.set_supervisor(key, pid);
+    let process = identity::process_id(pid).unwrap_or(ProcessId {
+        pid,
+        start_ticks: 0,
+    });
     shared.guests.started(process, key);
     let after = Arc::clone(shared);
     keeper::reap(
@@ -284,8 +293,10 @@ async fn report(progress: &Progress, key: GuestKey, phase: &str, error: &str) {
 }
 
 async fn ask_home(shared: &Shared, (home, pid): GuestKey, reason: &str) {
+    let guest = shared.registry.guest((home, pid));
     let request = v1::RequestMoveRequest {
         pid,
+        start_ticks: guest.map_or(0, |guest| guest.state.start_ticks),
         target: "home".into(),
         reason: reason.to_owned(),
         must_leave: true,

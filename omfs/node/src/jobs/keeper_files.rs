@@ -11,7 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use migrator::capture::identity;
 use migrator::control::{JobState, RunState, read_state};
+use proto::ids::ProcessId;
 
 use super::own_pid;
 
@@ -94,7 +96,7 @@ impl KeeperFiles {
             let Some(state) = self.state(&entry, before.remove(&path)) else {
                 continue;
             };
-            if is_keeper(state.keeper_pid, self.keeper) {
+            if is_keeper(state.keeper(), self.keeper) {
                 found.live.insert(key, state);
             } else {
                 self.clean_up(&path, &state);
@@ -145,9 +147,9 @@ impl KeeperFiles {
 }
 
 /// Waits until a keeper has ended; false if it lives on.
-pub async fn wait_for_end(keeper_pid: i32, keeper: &str, limit: Duration) -> bool {
+pub async fn wait_for_end(process: ProcessId, keeper: &str, limit: Duration) -> bool {
     let until = Instant::now() + limit;
-    while is_keeper(keeper_pid, keeper) {
+    while is_keeper(process, keeper) {
         if Instant::now() > until {
             return false;
         }
@@ -156,10 +158,15 @@ pub async fn wait_for_end(keeper_pid: i32, keeper: &str, limit: Duration) -> boo
     true
 }
 
-/// Whether a PID is (still) a keeper of ours, by its command line.
-fn is_keeper(pid: i32, keeper: &str) -> bool {
+/// Whether a process is still there and a keeper. The start time tells it from a later process
+/// of its PID; its command line is empty as soon as it ends, before its parent has noticed.
+fn is_keeper(process: ProcessId, keeper: &str) -> bool {
+    let pid = process.pid;
     if pid == own_pid() {
         return true; // tests keep jobs themselves
+    }
+    if !identity::process_id(pid).is_ok_and(|now| now.matches(process)) {
+        return false;
     }
     let line = omfs_sys::procfs::bytes(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     line.split(|byte| *byte == 0)
@@ -191,6 +198,22 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "while :; do sleep 1; done", "shim"]);
         command.spawn().unwrap()
+    }
+
+    #[test]
+    fn another_process_with_a_keepers_pid_is_none() {
+        let mut child = keeper();
+        let pid = i32::try_from(child.id()).unwrap();
+        let now = identity::process_id(pid).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !is_keeper(now, "shim") {
+            assert!(Instant::now() < deadline);
+        }
+        let mut before = now;
+        before.start_ticks -= 1;
+        assert!(!is_keeper(before, "shim"));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -186,6 +186,7 @@ fn run_state(state: RunState) -> &'static str {
 fn from_state(state: &JobState, note: &str) -> Process {
     Process {
         pid: state.pid,
+        start_ticks: state.start_ticks,
         command: state.command.clone(),
         home: state.home.clone(),
         r#where: state.place.clone(),
@@ -297,6 +298,7 @@ fn at_home(shared: &Shared, one: &Marked) -> Option<(Subject, Process)> {
     let stopped = matches!(one.sample.state, 'T' | 't');
     let mut process = Process {
         pid,
+        start_ticks: subject.process.start_ticks,
         command: subject.command.clone(),
         home: shared.context.here.clone(),
         r#where: shared.context.here.clone(),

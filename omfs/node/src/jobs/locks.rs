@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use loadbal::load::ProcessKey;
 use omfs_cluster::control::{Caller, ControlError};
+use omfs_pki::files;
 use proto::v1;
 
 use super::moves::MoveError;
@@ -67,14 +68,15 @@ impl Locks {
         let mut own = lock(&self.own);
         let written = if locked {
             own.insert(key.pid, key.start_ticks);
-            std::fs::write(&path, key.start_ticks.to_string())
+            let text = key.start_ticks.to_string();
+            files::replace(&path, text.as_bytes()).map_err(|error| error.to_string())
         } else if own.remove(&key.pid).is_some() {
-            std::fs::remove_file(&path)
+            std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))
         } else {
             Ok(())
         };
         if let Err(error) = written {
-            tracing::warn!("{}: {error}", path.display());
+            tracing::warn!("{error}");
         }
     }
 
@@ -134,7 +136,11 @@ pub async fn change(
     let host = entry.and_then(|entry| shared.context.directory.by_name_or_id(&entry.state.place));
     match host {
         Some(host) => {
-            let request = v1::LockGuestRequest { pid, locked };
+            let request = v1::LockGuestRequest {
+                pid,
+                locked,
+                start_ticks: subject.process.start_ticks,
+            };
             shared.context.clients.lock_guest(host.id, request).await
         }
         None => Ok(()),

@@ -42,7 +42,7 @@ use omfs_cluster::control::{Caller, ControlClients, ControlError};
 use omfs_config::Config;
 use omfs_pki::TlsIdentity;
 use omfs_service::peers::PeerDirectory;
-use proto::ids::NodeId;
+use proto::ids::{NodeId, ProcessId};
 use proto::v1;
 use tokio::sync::mpsc;
 
@@ -212,7 +212,16 @@ impl Jobs {
 
     /// A guest's home says whether it is to stay here.
     pub fn lock_guest(&self, from: NodeId, request: v1::LockGuestRequest) {
+        let told = ProcessId {
+            pid: request.pid,
+            start_ticks: request.start_ticks,
+        };
         let guest = (from, request.pid);
+        let other = |entry: registry::Entry| !entry.state.process().matches(told);
+        if self.shared.registry.guest(guest).is_some_and(other) {
+            tracing::debug!("node {from} tells of {told}, which is not the guest here");
+            return;
+        }
         self.shared.locks.set_guest(guest, request.locked);
     }
 

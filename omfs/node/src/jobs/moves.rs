@@ -9,7 +9,7 @@ use migrator::control::Command as Order;
 use omfs_authz::admin::{Action, may_ask};
 use omfs_cluster::control::{Caller, ControlError};
 use omfs_service::peers::{Liveness, Peer};
-use proto::ids::NodeId;
+use proto::ids::{NodeId, ProcessId};
 use proto::v1;
 
 use super::keeper::{self, Answer, Step};
@@ -176,6 +176,7 @@ fn check_ours(shared: &Shared, wish: &Wish) -> Result<(), MoveError> {
     let keepers = shared.registry.jobs().into_iter();
     let shims = keepers.map(|entry| entry.state.keeper_pid);
     let supervisors = shared.registry.guest_keepers().into_keys();
+    let supervisors = supervisors.map(|process| process.pid);
     let daemon = own_pid();
     if shims
         .chain(supervisors)
@@ -202,7 +203,7 @@ async fn send(
     let request = prepare_request(shared, wish, subject, memory);
     let prepared = prepare(shared, peer, request);
     // The shim takes as long to start as the target to answer. If it is not needed, it ends by itself.
-    let (reply, held) = tokio::join!(prepared, hold(shared, wish.pid));
+    let (reply, held) = tokio::join!(prepared, hold(shared, subject.process));
     let reply = reply.map_err(|error| match error {
         ControlError::Unreachable(text) => {
             let text = format!("node {} does not answer: {text}", peer.name);
@@ -228,7 +229,7 @@ async fn send(
         if let Ok(done) = taken_up {
             return done;
         }
-        hold(shared, wish.pid).await?;
+        hold(shared, subject.process).await?;
     }
     Err(MoveError::Failed("its shims do not answer".into()))
 }
@@ -267,15 +268,15 @@ fn came_home(shared: &Arc<Shared>, pid: i32) -> Result<Done, MoveError> {
 
 /// Makes sure that the process has a shim. One that has brought it home a moment ago is about to
 /// end, and would take the order with it.
-async fn hold(shared: &Arc<Shared>, pid: i32) -> Result<(), MoveError> {
-    if let Some(entry) = shared.registry.job(pid) {
-        let keeper = entry.state.keeper_pid;
+async fn hold(shared: &Arc<Shared>, process: ProcessId) -> Result<(), MoveError> {
+    if let Some(entry) = shared.registry.job(process.pid) {
+        let keeper = entry.state.keeper();
         if is_away(&entry.state) || !wait_for_end(keeper, "shim", SHIM_ENDS_MAX).await {
             return Ok(());
         }
         shared.refresh();
     }
-    start_shim(shared, pid)
+    start_shim(shared, process)
 }
 
 fn prepare_request(
@@ -298,23 +299,23 @@ fn prepare_request(
         }),
         automatic: wish.believed.is_some(),
         uid: subject.uid(),
+        start_ticks: subject.process.start_ticks,
         believed_load_milli: wish.believed.map_or(0, loadbal::vector::milli),
         locked: wish.caller.is_some(),
     }
 }
 
-fn start_shim(shared: &Arc<Shared>, pid: i32) -> Result<(), MoveError> {
+fn start_shim(shared: &Arc<Shared>, process: ProcessId) -> Result<(), MoveError> {
+    let pid = process.pid;
     let failed = |error: std::io::Error| MoveError::Failed(format!("cannot start a shim: {error}"));
     let listener = keeper::bind(&shared.registry.job_socket(pid)).map_err(failed)?;
-    let key = shared.sampled().into_iter().map(|one| one.sample.key);
-    let key = key.into_iter().find(|key| key.pid == pid);
-    let moves = key
-        .and_then(|key| shared.moved(key))
-        .map_or(0, |moved| moved.count);
+    let moves = shared.moved(process).map_or(0, |moved| moved.count);
     let arguments = [
         "shim",
         "--pid",
         &pid.to_string(),
+        "--start-ticks",
+        &process.start_ticks.to_string(),
         "--moves",
         &moves.to_string(),
     ];
@@ -379,8 +380,10 @@ fn guest_home(shared: &Shared, wish: &Wish) -> Option<NodeId> {
 }
 
 async fn move_guest(shared: &Shared, wish: &Wish, home: NodeId) -> Result<Done, MoveError> {
+    let guest = shared.registry.guest((home, wish.pid));
     let request = v1::RequestMoveRequest {
         pid: wish.pid,
+        start_ticks: guest.map_or(0, |guest| guest.state.start_ticks),
         target: wish.target.clone(),
         reason: "root of its host wants it".into(),
         must_leave: true,
@@ -403,10 +406,13 @@ pub async fn requested(
     from: NodeId,
     request: &v1::RequestMoveRequest,
 ) -> Result<(), ControlError> {
-    let place = shared
-        .registry
-        .job(request.pid)
-        .map(|entry| entry.state.place);
+    let asked = ProcessId {
+        pid: request.pid,
+        start_ticks: request.start_ticks,
+    };
+    let job = shared.registry.job(request.pid);
+    let job = job.filter(|entry| entry.state.process().matches(asked));
+    let place = job.map(|entry| entry.state.place);
     let host = shared.context.directory.by_id(from).map(|peer| peer.name);
     if place.is_none() || place != host {
         let text = format!("process {} is not on node {from}", request.pid);
@@ -423,6 +429,7 @@ pub async fn requested(
         caller: None,
         believed: None,
     };
+    check_sent_on(shared, &wish).await?;
     tracing::info!(
         "node {from} wants {} to go to {}: {}",
         wish.pid,
@@ -441,6 +448,18 @@ pub async fn requested(
         Ok(Ok(Err(error))) => Err(ControlError::Refused(error.to_string())),
         Ok(Err(error)) => Err(ControlError::Failed(error.to_string())),
     }
+}
+
+/// What does not leave by itself a host cannot send on either; so that the host tries others, it is
+/// told that this is for good.
+async fn check_sent_on(shared: &Shared, wish: &Wish) -> Result<(), ControlError> {
+    let Target::Node(_) = target(shared, wish)? else {
+        return Ok(());
+    };
+    let look = || Subject::look(wish.pid);
+    let subject = shared.turns.run_for_others(look).await?;
+    let allowed = subject.check_by_itself(shared.context.config.balance.root_jobs);
+    allowed.map_err(|error| ControlError::NotPermitted(format!("process {}: {error}", wish.pid)))
 }
 
 /// Brings all jobs of this node home, one after the other.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use migrator::control::{JobState, RunState};
-use proto::ids::NodeId;
+use proto::ids::{NodeId, ProcessId};
 
 use super::keeper_files::KeeperFiles;
 
@@ -18,7 +18,8 @@ const ENDED_SHOWN: Duration = Duration::from_secs(60);
 /// How long it shows one that was lost.
 const LOST_SHOWN: Duration = Duration::from_secs(3600);
 
-/// A guest: its home node and its PID there.
+/// A guest: its home node and its PID there, which a home has once at a time. Which process it is
+/// is in its state: [`JobState::process`].
 pub type GuestKey = (NodeId, i32);
 
 /// One job or guest with what can be computed from several looks at it.
@@ -135,11 +136,11 @@ impl Registry {
     }
 
     /// Processes of supervisors with their guest.
-    pub fn guest_keepers(&self) -> HashMap<i32, GuestKey> {
+    pub fn guest_keepers(&self) -> HashMap<ProcessId, GuestKey> {
         let known = self.known();
         let guests = known.guests.iter();
         guests
-            .map(|(key, entry)| (entry.state.keeper_pid, *key))
+            .map(|(key, entry)| (entry.state.keeper(), *key))
             .collect()
     }
 

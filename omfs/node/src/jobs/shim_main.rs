@@ -25,6 +25,9 @@ pub struct ShimArgs {
     /// The job
     #[arg(long)]
     pid: i32,
+    /// When it was started
+    #[arg(long, default_value_t = 0)]
+    start_ticks: u64,
     /// How often it has moved before
     #[arg(long, default_value_t = 0)]
     moves: u32,
@@ -43,6 +46,7 @@ pub fn shim_main(args: ShimArgs) -> anyhow::Result<()> {
     let state_file = jobs.join(format!("{}.json", args.pid));
     let config = ShimConfig {
         pid: args.pid,
+        start_ticks: args.start_ticks,
         here: start.identity.node_name().to_owned(),
         state_file: Some(state_file.clone()),
         moves_before: args.moves,

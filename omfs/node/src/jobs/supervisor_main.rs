@@ -29,6 +29,9 @@ pub struct SupervisorArgs {
     /// The job's PID at home
     #[arg(long)]
     pid: i32,
+    /// When it was started at home
+    #[arg(long, default_value_t = 0)]
+    start_ticks: u64,
     /// A cgroup that the guest joins
     #[arg(long)]
     cgroup: Vec<std::path::PathBuf>,
@@ -77,6 +80,7 @@ fn config(start: &Start, args: &SupervisorArgs) -> SupervisorConfig {
     let deputies = mfs.join(".omfs/deputy").join(&args.home);
     SupervisorConfig {
         home_pid: args.pid,
+        home_start_ticks: args.start_ticks,
         home: args.home.clone(),
         here: start.identity.node_name().to_owned(),
         root: mfs.join(&args.home),
