@@ -5,7 +5,6 @@ use std::fmt::Debug;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,12 +43,7 @@ pub struct MountListener {
 /// # Errors
 /// The socket cannot be made.
 pub fn listen(path: &Path, serve: ServeMount) -> io::Result<MountListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let listener = omfs_sys::unix_socket::listen(path, 0o600)?;
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let thread = thread::Builder::new()

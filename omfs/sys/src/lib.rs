@@ -14,6 +14,7 @@ pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod sched;
+pub mod unix_socket;
 pub mod xattr;
 
 use std::io;

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -228,13 +227,7 @@ async fn or_pause<T>(accepted: io::Result<T>, name: &str) -> Option<T> {
 fn admin_socket(config: &Config) -> anyhow::Result<UnixListener> {
     let path = config.admin_socket();
     let shown = || path.display().to_string();
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(shown);
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path).with_context(shown)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).with_context(shown)?;
-    Ok(listener)
+    let listener = omfs_sys::unix_socket::listen(&path, 0o666).with_context(shown)?;
+    listener.set_nonblocking(true).with_context(shown)?;
+    UnixListener::from_std(listener).with_context(shown)
 }

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -93,13 +92,7 @@ pub fn reap(
 /// # Errors
 /// The directory is not there or not ours.
 pub fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = std::os::unix::net::UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    omfs_sys::unix_socket::listen(path, 0o600)
 }
 
 /// Gives a keeper an order; `step` is told of the steps.
