@@ -22,7 +22,7 @@ Exit status:
 
 Getting started:
   first node:   omfs cluster init NAME; omfs daemon; omfs cluster token
-  other nodes:  omfs cluster join ADDRESS --token TOKEN; omfs daemon
+  other nodes:  omfs cluster join ADDRESS --token -; omfs daemon
   everywhere:   mount -t fuse.omfs omfs /mfs; omfs nodes; omfs run COMMAND";
 
 /// A rack of Linux machines that behaves like one.

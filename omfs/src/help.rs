@@ -10,19 +10,22 @@ const EXAMPLES: &[(&str, &str)] = &[
     ),
     (
         "cluster token",
-        "omfs cluster token                  # works for a day
-omfs cluster token --ttl-s 600      # works for ten minutes",
+        "omfs cluster token                       # for one machine and an hour
+omfs cluster token --uses 20 --valid 2d  # for twenty machines and two days
+omfs cluster token --withdraw 5e0c4f21   # as `omfs cluster tokens` lists it",
     ),
+    ("cluster tokens", "omfs cluster tokens      # which still work, and how long"),
     (
         "cluster join",
-        "omfs cluster join n1 --token omfs1-…
-omfs cluster join 192.0.2.1:7780 --token omfs1-… --id 7    # to be /mfs/7",
+        "omfs cluster join n1 --token -                             # then paste the token, and Ctrl-D
+ssh n1 omfs cluster token | omfs cluster join n1 --token -
+omfs cluster join 192.0.2.1:7780 --token-file token --id 7   # to be /mfs/7",
     ),
     (
         "cluster",
         "omfs cluster init lab; omfs daemon      # on the first machine
 omfs cluster token                      # there: prints what the next line needs
-omfs cluster join n1 --token omfs1-…    # on every other machine",
+omfs cluster join n1 --token -          # on another machine",
     ),
     (
         "daemon",

@@ -24,7 +24,9 @@ pub(super) fn boot_all(options: &LabOptions) -> Result<()> {
     let first = node_name(0);
     run(options, &first, &["omfs", "cluster", "init", "lab"])?;
     start_daemon(options, &first)?;
-    let token = run(options, &first, &["omfs", "cluster", "token"])?;
+    let uses = options.nodes.max(1).to_string();
+    let token = ["omfs", "cluster", "token", "--uses", &uses];
+    let token = run(options, &first, &token)?;
     std::thread::scope(|scope| {
         let token = token.trim();
         let others: Vec<_> = (1..options.nodes)
@@ -49,11 +51,12 @@ pub(super) fn boot_one(options: &LabOptions, node: &str) -> Result<()> {
 fn join(options: &LabOptions, index: usize, token: &str) -> Result<()> {
     let first = format!("{}:{CONTROL_PORT}", node_address(0));
     let (node, id) = (node_name(index), (index + 1).to_string());
+    let token = format!("OMFS_TOKEN={token}");
     run(
         options,
         &node,
         &[
-            "omfs", "cluster", "join", &first, "--token", token, "--id", &id,
+            "env", &token, "omfs", "cluster", "join", &first, "--id", &id,
         ],
     )?;
     start_daemon(options, &node)?;

@@ -158,12 +158,13 @@ fn configuration(lab: &Lab) -> Result<()> {
 fn tokens(lab: &Lab) -> Result<()> {
     let elsewhere = "cd /tmp && printf '[node]\\nname = \"intruder\"\\nstate_dir = \"/tmp/i\"\\n\
                      run_dir = \"/tmp/ir\"\\n' >intruder.toml && \
-                     omfs --config /tmp/intruder.toml cluster join 10.77.0.1 --token";
-    let (_, said) = failure(lab, &format!("{elsewhere} nonsense"))?;
+                     omfs --config /tmp/intruder.toml cluster join 10.77.0.1";
+    let (_, said) = failure(lab, &format!("{elsewhere} --token nonsense"))?;
     ensure!(said.contains("token"), "{said}");
     // A good token with one character changed.
     let script = format!(
-        "{elsewhere} $(omfs cluster token | sed 's/^\\(.*\\)\\(.\\)\\(....\\)$/\\1@\\3/; s/@/x/')"
+        "omfs cluster token | sed 's/^\\(.*\\)\\(.\\)\\(....\\)$/\\1@\\3/; s/@/x/' >/tmp/changed-token; \
+         {elsewhere} --token-file /tmp/changed-token"
     );
     let (_, said) = failure(lab, &script)?;
     ensure!(!said.is_empty());

@@ -42,9 +42,10 @@ const PRINTING: &[(&str, &str)] = &[
     ("unlock $SLEEP", "locked"),
     ("migrate $SLEEP home", "freeze_us"),
     ("cluster token", "token"),
+    ("cluster tokens", "expires_unix_s"),
     ("--config /srv/json.toml cluster init json", "cluster"),
     (
-        "--config /srv/json2.toml cluster join 10.77.0.1 --token $(omfs cluster token)",
+        "--config /srv/json2.toml cluster join 10.77.0.1 --token-file /srv/token",
         "id",
     ),
 ];
@@ -57,6 +58,7 @@ fn json(lab: &Lab) -> Result<()> {
         );
         lab.put("n1", &format!("/srv/{name}.toml"), text.as_bytes())?;
     }
+    lab.sh("n1", "omfs cluster token >/srv/token")?;
     let sleep = lab.sh(
         "n1",
         "setsid sleep 600 >/dev/null 2>&1 </dev/null & echo $!",
@@ -143,19 +145,31 @@ const FAILURES: &[(&str, i32, &[&str])] = &[
     ),
     ("omfs cluster init lab", 1, &["already belongs", "hint: "]),
     ("omfs cluster init 'No Name'", 2, &["No Name"]),
-    ("omfs cluster join n1 --token x", 2, &["token", "hint: "]),
+    ("omfs cluster join n1 --token x", 2, &["argument", "hint: "]),
     (
-        "omfs --config /srv/none.toml cluster join no.such.host --token $(omfs cluster token)",
+        "omfs cluster join n1 </dev/null",
+        2,
+        &["no token", "hint: "],
+    ),
+    (
+        "echo x | omfs cluster join n1 --token -",
+        2,
+        &["join token", "hint: "],
+    ),
+    ("omfs cluster token --valid 1", 2, &["no time"]),
+    ("omfs cluster token --withdraw 1", 1, &["no join token"]),
+    (
+        "omfs cluster token | omfs --config /srv/none.toml cluster join no.such.host --token -",
         69,
         &["no.such.host", "hint: "],
     ),
     (
-        "omfs --config /srv/none.toml cluster join 10.77.0.2:9 --token $(omfs cluster token)",
+        "omfs cluster token | omfs --config /srv/none.toml cluster join 10.77.0.2:9 --token -",
         69,
         &["10.77.0.2:9", "hint: "],
     ),
     (
-        "omfs --config /srv/none.toml cluster join n2 --token $(omfs cluster token)",
+        "omfs cluster token | omfs --config /srv/none.toml cluster join n2 --token -",
         1,
         &["error: "],
     ),
@@ -186,6 +200,8 @@ const FORBIDDEN: &[&str] = &[
     "omfs quiet",
     "omfs noquiet",
     "omfs cluster token",
+    "omfs cluster tokens",
+    "omfs cluster token --withdraw 1",
     "omfs daemon",
 ];
 

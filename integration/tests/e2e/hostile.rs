@@ -11,6 +11,7 @@ const CERTIFICATES: &[Need] = &[Need::Tool("python3"), Need::Tool("openssl")];
 pub fn add(module: &mut Module) {
     module
         .test("expired_and_foreign_tokens", &[], tokens)
+        .test("who_guesses_tokens_waits_and_nobody_else", &[], guessing)
         .test("expired_and_foreign_certificates", CERTIFICATES, papers)
         .test("a_full_state_disk", &[], full_disk);
 }
@@ -41,26 +42,78 @@ fn refused(lab: &Lab, node: &str, command: &str, status: i32, reason: &str) -> R
 
 fn tokens(lab: &Lab) -> Result<()> {
     let omfs = second(lab, "n2", "newcomer")?;
-    let join = format!("{omfs} cluster join 10.77.0.1 --token");
-    let token = lab.sh("n1", "omfs cluster token --ttl-s 1; sleep 2.1")?;
-    refused(lab, "n2", &format!("{join} {token}"), 77, "expired")?;
+    let join = |token: &str| {
+        let token = token.trim();
+        format!("echo {token} | {omfs} cluster join 10.77.0.1 --token -")
+    };
+    let token = lab.sh("n1", "omfs cluster token --valid 1s; sleep 2.1")?;
+    refused(lab, "n2", &join(&token), 77, "expired")?;
     let foreign = second(lab, "n2", "foreign-authority")?;
     let token = lab.sh(
         "n2",
         &format!("{foreign} cluster init lab >/dev/null && {foreign} cluster token"),
     )?;
-    refused(lab, "n2", &format!("{join} {token}"), 77, "another cluster")?;
+    refused(lab, "n2", &join(&token), 77, "another cluster")?;
     // What failed leaves nothing behind: a good token still works.
     let token = lab.sh("n1", "omfs cluster token")?;
-    refused(
-        lab,
-        "n2",
-        &format!("{join} {} --id 3", token.trim()),
-        1,
-        "node id 3",
+    let with_id = |id| format!("{} --id {id}", join(&token));
+    refused(lab, "n2", &with_id(3), 1, "node id 3")?;
+    lab.sh("n2", &with_id(77))?;
+    let third = second(lab, "n2", "second-newcomer")?;
+    let again = join(&token).replace(&omfs, &third);
+    refused(lab, "n2", &again, 77, "has been used")?;
+    withdrawn(lab, &third)
+}
+
+/// A token that is listed and withdrawn, without its secret being shown.
+fn withdrawn(lab: &Lab, omfs: &str) -> Result<()> {
+    let token = lab.sh("n1", "omfs cluster token --uses 5 --valid 10m")?;
+    let listed = lab.sh("n1", "omfs cluster tokens")?;
+    ensure!(!listed.contains(token.trim()), "{listed}");
+    let script = "omfs cluster tokens --json | \
+                  grep -B2 '\"uses\": 5' | sed -n 's/.*\"id\": \"\\(.*\\)\".*/\\1/p'";
+    let id = lab.sh("n1", script)?;
+    lab.sh(
+        "n1",
+        &format!("omfs cluster token --withdraw {}", id.trim()),
     )?;
-    lab.sh("n2", &format!("{join} {} --id 77", token.trim()))
-        .map(drop)
+    let join = format!(
+        "echo {} | {omfs} cluster join 10.77.0.1 --token -",
+        token.trim()
+    );
+    refused(lab, "n2", &join, 77, "withdrawn")
+}
+
+/// Guessing tokens costs the one who guesses: others join meanwhile.
+fn guessing(lab: &Lab) -> Result<()> {
+    let guesser = second(lab, "n3", "guesser")?;
+    let honest = second(lab, "n2", "honest")?;
+    // A token that is known no longer is as wrong as one that never was.
+    let token = lab.sh("n1", "omfs cluster token --uses 9")?;
+    let script = "omfs cluster tokens --json | \
+                  grep -B2 '\"uses\": 9' | sed -n 's/.*\"id\": \"\\(.*\\)\".*/\\1/p'";
+    let id = lab.sh("n1", script)?;
+    lab.sh(
+        "n1",
+        &format!("omfs cluster token --withdraw {}", id.trim()),
+    )?;
+    let guesses = format!(
+        "cd /tmp; echo {} >wrong; for i in $(seq 20); do \
+         {guesser} cluster join 10.77.0.1 --token-file wrong & done 2>&1; wait",
+        token.trim()
+    );
+    let said = lab.sh("n3", &guesses)?;
+    ensure!(said.contains("withdrawn"), "{said}");
+    ensure!(
+        said.contains("too many wrong tokens from 10.77.0.3"),
+        "{said}"
+    );
+    let token = lab.sh("n1", "omfs cluster token")?;
+    let join = format!(
+        "echo {} | {honest} cluster join 10.77.0.1 --token -",
+        token.trim()
+    );
+    lab.sh("n2", &join).map(drop)
 }
 
 /// Says what becomes of a client with these papers, at the control port and the data port of n2. The

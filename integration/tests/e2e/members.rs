@@ -62,7 +62,7 @@ fn reserved(lab: &Lab) -> Result<()> {
     ] {
         let join = format!(
             "printf '[node]\\nname = \"{name}\"\\nstate_dir = \"/srv/r\"\\n[network]\\ncontrol_port = 7790\\n' >/srv/r.toml; \
-             omfs --config /srv/r.toml cluster join 10.77.0.1 --token {}",
+             echo {} | omfs --config /srv/r.toml cluster join 10.77.0.1 --token -",
             token.trim()
         );
         let result = lab.run("n2", &join)?;

@@ -15,18 +15,27 @@ pub enum Action {
     ChangePolicy,
     /// Make join tokens.
     MakeTokens,
+    /// See which join tokens still work.
+    ListTokens,
+    /// Make a join token useless.
+    WithdrawTokens,
+    /// Change what other nodes may reach.
+    ChangeExports,
     /// Move a guest of another node, by the PID that it has at home.
     MoveGuest,
 }
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Look,
         Self::Bring,
         Self::Expel,
         Self::ChangePolicy,
         Self::MakeTokens,
+        Self::ListTokens,
+        Self::WithdrawTokens,
+        Self::ChangeExports,
         Self::MoveGuest,
     ];
 
@@ -37,6 +46,9 @@ impl Action {
             Self::Expel => "expel guests",
             Self::ChangePolicy => "change what the node allows",
             Self::MakeTokens => "make join tokens",
+            Self::ListTokens => "list join tokens",
+            Self::WithdrawTokens => "withdraw join tokens",
+            Self::ChangeExports => "change what the node exports",
             Self::MoveGuest => "move guests of other nodes",
         }
     }

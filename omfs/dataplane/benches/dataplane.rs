@@ -108,7 +108,7 @@ fn data_plane() -> (Server, Arc<FsSession>) {
         .init_cluster(&"bench".parse().unwrap(), NodeId(1), "n1")
         .unwrap();
     let authority = store.authority().unwrap();
-    let token = authority.issue_token(Duration::from_secs(60)).unwrap();
+    let token = authority.issue_token(Duration::from_secs(60), 1).unwrap();
     let other = Store::new(&dir.path().join("2"));
     let pending = PendingJoin::new(&other, "n2").unwrap();
     let pem = authority.sign(pending.csr_der(), NodeId(2), "n2").unwrap();

@@ -112,12 +112,12 @@ impl Authority {
         })
     }
 
-    /// Makes a join token that works for `lifetime`.
+    /// Makes a join token that works for `lifetime` and for `uses` machines.
     ///
     /// # Errors
     /// The token file could not be replaced, or too many tokens are outstanding.
-    pub fn issue_token(&self, lifetime: Duration) -> Result<Token, PkiError> {
-        let (secret, expires_s) = self.tokens.issue(lifetime)?;
+    pub fn issue_token(&self, lifetime: Duration, uses: u32) -> Result<Token, PkiError> {
+        let (secret, expires_s) = self.tokens.issue(lifetime, uses)?;
         Ok(Token {
             cluster: self.cluster.clone(),
             authority: self.node,
@@ -127,12 +127,10 @@ impl Authority {
         })
     }
 
-    /// Accepts the secret a joining machine shows, or says why not.
-    ///
-    /// # Errors
-    /// [`TokenError`](super::TokenError) inside; the token file could not be read.
-    pub fn check_token(&self, secret: &[u8]) -> Result<(), PkiError> {
-        self.tokens.check(secret)
+    /// The outstanding tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &TokenBook {
+        &self.tokens
     }
 
     /// Signs the certificate of node `id`. Of the request only the public key is used: names and

@@ -24,7 +24,7 @@ pub use identity::{Certified, PemBundle, TlsIdentity};
 pub use join::PendingJoin;
 pub use name::ClusterName;
 pub use store::Store;
-pub use token::{Token, TokenError};
+pub use token::{Token, TokenEntry, TokenError};
 
 // Under its own name, too, for the file that it has in common with `omfs-testing`.
 #[cfg(test)]

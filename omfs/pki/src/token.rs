@@ -1,4 +1,5 @@
-//! Join tokens: one line of text that lets one or more machines join until it expires.
+//! Join tokens: one line of text that lets a machine join, or as many as were asked for, until it
+//! expires or is withdrawn.
 //!
 //! `omfs1-` and then in lower-case hex: cluster name length (1 byte) and name, CA node id (4 bytes),
 //! BLAKE3 fingerprint of the CA certificate (32), secret (16), expiry in seconds since 1970 (8),
@@ -23,6 +24,8 @@ const PREFIX: &str = "omfs1-";
 /// Bytes of the random secret.
 pub const SECRET_BYTES: usize = 16;
 const CHECK_BYTES: usize = 4;
+/// Hex digits of a secret's hash by which its token is called.
+const ID_DIGITS: usize = 12;
 /// Tokens that may be outstanding at once.
 const TOKENS_MAX: usize = 1000;
 
@@ -38,6 +41,8 @@ pub enum TokenError {
     Expired,
     #[error("the join token is not known here: it was made for another cluster, or withdrawn")]
     Unknown,
+    #[error("the join token has been used: make a new one by `omfs cluster token`")]
+    Used,
     #[error("more than {TOKENS_MAX} join tokens are outstanding: wait until some expire")]
     TooMany,
 }
@@ -182,6 +187,30 @@ struct Entry {
     /// BLAKE3 of the secret, in hex.
     hash: String,
     expires_s: u64,
+    /// How many machines may still join; without a number (earlier versions) any.
+    #[serde(default)]
+    uses: Option<u32>,
+}
+
+impl Entry {
+    fn id(&self) -> &str {
+        self.hash.get(..ID_DIGITS).unwrap_or(&self.hash)
+    }
+
+    fn is_usable(&self) -> bool {
+        self.expires_s > now_s() && self.uses != Some(0)
+    }
+}
+
+/// An outstanding token as it may be shown: without its secret.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TokenEntry {
+    /// By which it is withdrawn.
+    pub id: String,
+    /// Seconds since 1970 when it stops working.
+    pub expires_s: u64,
+    /// How many machines may still join with it; `None` is any number.
+    pub uses: Option<u32>,
 }
 
 impl TokenBook {
@@ -203,11 +232,21 @@ impl TokenBook {
         })
     }
 
-    /// Makes a secret that is accepted for `lifetime`, and forgets expired ones.
+    fn replace(&self, entries: &[Entry]) -> Result<(), PkiError> {
+        let text = serde_json::to_vec_pretty(entries).unwrap_or_default();
+        files::replace(&self.path, &text)
+    }
+
+    /// Makes a secret that is accepted for `lifetime`, from `uses` machines, and forgets expired
+    /// ones.
     ///
     /// # Errors
     /// The file could not be read or replaced, or too many tokens are outstanding.
-    pub fn issue(&self, lifetime: Duration) -> Result<([u8; SECRET_BYTES], u64), PkiError> {
+    pub fn issue(
+        &self,
+        lifetime: Duration,
+        uses: u32,
+    ) -> Result<([u8; SECRET_BYTES], u64), PkiError> {
         let mut secret = [0; SECRET_BYTES];
         OsRng
             .try_fill_bytes(&mut secret)
@@ -218,35 +257,84 @@ impl TokenBook {
         if entries.len() >= TOKENS_MAX {
             return Err(TokenError::TooMany.into());
         }
-        let hash = blake3::hash(&secret).to_hex().to_string();
-        entries.push(Entry { hash, expires_s });
-        let text = serde_json::to_vec_pretty(&entries).unwrap_or_default();
-        files::replace(&self.path, &text)?;
+        entries.push(Entry {
+            hash: blake3::hash(&secret).to_hex().to_string(),
+            expires_s,
+            uses: Some(uses),
+        });
+        self.replace(&entries)?;
         Ok((secret, expires_s))
     }
 
     /// Accepts a secret or says why not. Takes as long for a wrong secret as for a right one.
     ///
     /// # Errors
-    /// [`TokenError::Unknown`] or [`TokenError::Expired`]; the file could not be read.
+    /// [`TokenError::Unknown`], [`TokenError::Expired`] or [`TokenError::Used`]; the file could not
+    /// be read.
     pub fn check(&self, secret: &[u8]) -> Result<(), PkiError> {
-        let shown = blake3::hash(secret);
-        let mut found = None;
-        for entry in self.entries()? {
-            // blake3::Hash compares in constant time; no early exit either.
-            let Ok(hash) = blake3::Hash::from_hex(&entry.hash) else {
-                continue;
-            };
-            if hash == shown {
-                found = Some(entry.expires_s);
-            }
-        }
-        match found {
-            Some(expires_s) if expires_s > now_s() => Ok(()),
-            Some(_) => Err(TokenError::Expired.into()),
-            None => Err(TokenError::Unknown.into()),
+        let entries = self.entries()?;
+        let at = find(&entries, secret).ok_or(TokenError::Unknown)?;
+        match &entries[at] {
+            entry if entry.is_usable() => Ok(()),
+            entry if entry.uses == Some(0) => Err(TokenError::Used.into()),
+            _ => Err(TokenError::Expired.into()),
         }
     }
+
+    /// Counts one machine that has joined with a secret that was accepted.
+    ///
+    /// # Errors
+    /// As for [`check`](Self::check); the file could not be replaced.
+    pub fn spend(&self, secret: &[u8]) -> Result<(), PkiError> {
+        self.check(secret)?;
+        let mut entries = self.entries()?;
+        let at = find(&entries, secret).ok_or(TokenError::Unknown)?;
+        let entry = &mut entries[at];
+        entry.uses = entry.uses.map(|uses| uses.saturating_sub(1));
+        self.replace(&entries)
+    }
+
+    /// The tokens that still work.
+    ///
+    /// # Errors
+    /// The file could not be read.
+    pub fn list(&self) -> Result<Vec<TokenEntry>, PkiError> {
+        let entries = self.entries()?;
+        let usable = entries.iter().filter(|entry| entry.is_usable());
+        let shown = usable.map(|entry| TokenEntry {
+            id: entry.id().to_owned(),
+            expires_s: entry.expires_s,
+            uses: entry.uses,
+        });
+        Ok(shown.collect())
+    }
+
+    /// Makes a token worthless; whether there was one of that id.
+    ///
+    /// # Errors
+    /// The file could not be read or replaced.
+    pub fn withdraw(&self, id: &str) -> Result<bool, PkiError> {
+        let mut entries = self.entries()?;
+        let before = entries.len();
+        entries.retain(|entry| entry.id() != id);
+        if entries.len() == before {
+            return Ok(false);
+        }
+        self.replace(&entries)?;
+        Ok(true)
+    }
+}
+
+/// Where the entry of a secret is. No early exit, and blake3::Hash compares in constant time.
+fn find(entries: &[Entry], secret: &[u8]) -> Option<usize> {
+    let shown = blake3::hash(secret);
+    let mut found = None;
+    for (at, entry) in entries.iter().enumerate() {
+        if blake3::Hash::from_hex(&entry.hash).is_ok_and(|hash| hash == shown) {
+            found = Some(at);
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -291,8 +379,8 @@ mod tests {
         let book = TokenBook::new(&dir.path().join("tokens.json"));
         let unknown = |result| matches!(result, Err(PkiError::Token(TokenError::Unknown)));
         assert!(unknown(book.check(&[0; SECRET_BYTES])));
-        let (secret, _) = book.issue(Duration::from_secs(60)).unwrap();
-        let (dead, _) = book.issue(Duration::ZERO).unwrap();
+        let (secret, _) = book.issue(Duration::from_secs(60), 1).unwrap();
+        let (dead, _) = book.issue(Duration::ZERO, 1).unwrap();
         assert!(book.check(&secret).is_ok());
         assert!(matches!(
             book.check(&dead),
@@ -305,8 +393,52 @@ mod tests {
             !stored.contains(&to_hex(&secret)),
             "the secret itself must not be stored"
         );
-        book.issue(Duration::from_secs(60)).unwrap();
+        book.issue(Duration::from_secs(60), 1).unwrap();
         assert!(unknown(book.check(&dead)), "expired entries are forgotten");
+    }
+
+    #[test]
+    fn a_token_works_for_as_many_machines_as_were_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = TokenBook::new(&dir.path().join("tokens.json"));
+        let (secret, expires_s) = book.issue(Duration::from_secs(60), 2).unwrap();
+        let uses = || book.list().unwrap().first().and_then(|entry| entry.uses);
+        assert_eq!(book.list().unwrap()[0].expires_s, expires_s);
+        for left in [Some(1), None] {
+            book.check(&secret).unwrap();
+            book.spend(&secret).unwrap();
+            assert_eq!(uses(), left);
+        }
+        let used = |result| matches!(result, Err(PkiError::Token(TokenError::Used)));
+        assert!(used(book.check(&secret)) && used(book.spend(&secret)));
+    }
+
+    #[test]
+    fn a_withdrawn_token_is_unknown() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = TokenBook::new(&dir.path().join("tokens.json"));
+        let (secret, _) = book.issue(Duration::from_secs(60), 1).unwrap();
+        let id = book.list().unwrap()[0].id.clone();
+        assert!(!to_hex(&secret).contains(&id) && id.len() == ID_DIGITS);
+        assert!(!book.withdraw("0").unwrap() && book.check(&secret).is_ok());
+        assert!(book.withdraw(&id).unwrap() && book.list().unwrap().is_empty());
+        assert!(matches!(
+            book.check(&secret),
+            Err(PkiError::Token(TokenError::Unknown))
+        ));
+    }
+
+    #[test]
+    fn tokens_of_earlier_versions_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens.json");
+        let hash = blake3::hash(&[3; SECRET_BYTES]).to_hex();
+        let old = format!(r#"[{{"hash":"{hash}","expires_s":{}}}]"#, u64::MAX);
+        std::fs::write(&path, old).unwrap();
+        let book = TokenBook::new(&path);
+        book.spend(&[3; SECRET_BYTES]).unwrap();
+        book.spend(&[3; SECRET_BYTES]).unwrap();
+        assert_eq!(book.list().unwrap()[0].uses, None);
     }
 
     proptest! {

@@ -40,7 +40,9 @@ impl TestCluster {
     }
 
     pub fn token(&self) -> Token {
-        self.authority.issue_token(Duration::from_secs(60)).unwrap()
+        self.authority
+            .issue_token(Duration::from_secs(60), 1)
+            .unwrap()
     }
 
     /// Joins node `id` with its store below the cluster's directory.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use omfs_authz::admin::{Action, may_ask};
 use omfs_cluster::control::{Caller, ControlError};
 use omfs_config::ExportEntry;
+use omfs_pki::{Authority, PkiError};
 use omfs_service::peers::{Liveness, Peer, PeerDirectory};
 use proto::v1;
 use proto::v1::admin_server::Admin;
@@ -26,7 +27,7 @@ use crate::jobs::{Jobs, Progress};
 /// Steps that wait for a slow reader.
 const PROGRESS_QUEUE: usize = 64;
 /// A token works this long if nobody says otherwise.
-const TOKEN_TTL: Duration = Duration::from_secs(86_400);
+const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 
 /// Implements `omfs.v1.Admin`.
 #[derive(Debug)]
@@ -105,6 +106,21 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 fn check<T>(request: &Request<T>, action: Action) -> Result<(), Status> {
     let allowed = may_ask(caller(request)?.identity(), action);
     allowed.map_err(|no| Status::permission_denied(no.to_string()))
+}
+
+/// Works on the files of the CA, off the threads that serve calls.
+async fn with_authority<T: Send + 'static>(
+    services: &Services,
+    work: impl FnOnce(&Authority) -> Result<T, PkiError> + Send + 'static,
+) -> Result<T, Status> {
+    let Some(authority) = services.authority.clone() else {
+        return Err(Status::failed_precondition(
+            "this node does not hold the cluster's CA key: ask the node that made the cluster",
+        ));
+    };
+    let done = tokio::task::spawn_blocking(move || work(&authority)).await;
+    done.map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|error| Status::internal(error.to_string()))
 }
 
 /// Runs a move beside the caller, who may go away: what was begun is brought to an end.
@@ -209,19 +225,14 @@ impl Admin for AdminService {
         request: Request<v1::TokenRequest>,
     ) -> Result<Response<v1::TokenReply>, Status> {
         check(&request, Action::MakeTokens)?;
-        let Some(authority) = self.services.authority.clone() else {
-            return Err(Status::failed_precondition(
-                "this node does not hold the cluster's CA key: ask the node that made the cluster",
-            ));
-        };
-        let lifetime = match request.into_inner().ttl_s {
+        let request = request.into_inner();
+        let lifetime = match request.ttl_s {
             0 => TOKEN_TTL,
             seconds => Duration::from_secs(seconds),
         };
-        let issued = tokio::task::spawn_blocking(move || authority.issue_token(lifetime)).await;
-        let token = issued
-            .map_err(|error| Status::internal(error.to_string()))?
-            .map_err(|error| Status::internal(error.to_string()))?;
+        let uses = request.uses.max(1);
+        let issue = move |authority: &Authority| authority.issue_token(lifetime, uses);
+        let token = with_authority(&self.services, issue).await?;
         Ok(Response::new(v1::TokenReply {
             token: token.to_string(),
         }))
@@ -236,13 +247,44 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ChangeExportsRequest>,
     ) -> Result<Response<v1::ExportsReply>, Status> {
-        root_only(&request, "change what the node exports")?;
+        check(&request, Action::ChangeExports)?;
         let change = change_of(request.into_inner())?;
         tracing::info!(?change, "exports");
         let store = Arc::clone(&self.services.exports);
         let changed = tokio::task::spawn_blocking(move || store.change(change)).await;
         let entries = changed.map_err(|error| Status::internal(error.to_string()))??;
         Ok(Response::new(exports_reply(entries)))
+    }
+
+    async fn tokens(
+        &self,
+        request: Request<v1::Empty>,
+    ) -> Result<Response<v1::TokensReply>, Status> {
+        check(&request, Action::ListTokens)?;
+        let list = |authority: &Authority| authority.tokens().list();
+        let tokens = with_authority(&self.services, list).await?.into_iter();
+        let tokens = tokens.map(|token| v1::TokenEntry {
+            id: token.id,
+            expires_unix_s: token.expires_s,
+            uses: token.uses,
+        });
+        Ok(Response::new(v1::TokensReply {
+            tokens: tokens.collect(),
+        }))
+    }
+
+    async fn withdraw_token(
+        &self,
+        request: Request<v1::WithdrawTokenRequest>,
+    ) -> Result<Response<v1::Empty>, Status> {
+        check(&request, Action::WithdrawTokens)?;
+        let id = request.into_inner().id;
+        let missing = Status::not_found(format!("there is no join token {id:?}"));
+        let withdraw = move |authority: &Authority| authority.tokens().withdraw(&id);
+        if with_authority(&self.services, withdraw).await? {
+            return Ok(Response::new(v1::Empty {}));
+        }
+        Err(missing)
     }
 }
 

@@ -101,6 +101,12 @@ pub fn peer_chain(
     info.and_then(TlsConnectInfo::peer_certs)
 }
 
+/// Where the client of a request to the control port is.
+pub fn peer_address(extensions: &Extensions) -> Option<std::net::SocketAddr> {
+    let info = extensions.get::<ControlInfo>();
+    info.and_then(|info| info.inner.remote_addr())
+}
+
 /// The control port's.
 #[derive(Debug)]
 pub struct ControlGate {

@@ -1,10 +1,11 @@
 //! Lets machines join: the only service that answers callers without a certificate.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::PoisonError;
+use std::time::Instant;
 
 use omfs_cluster::directory::Directory;
-use omfs_pki::{PkiError, TokenError};
+use omfs_pki::{Authority, PkiError, TokenError};
 use omfs_service::peers::{Peer, PeerDirectory};
 use proto::ids::NodeId;
 use proto::v1;
@@ -12,17 +13,17 @@ use proto::v1::join_server::Join;
 use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
+use super::gates::peer_address;
 use super::server::Services;
-
-/// Guessing tokens gets one try per this time.
-const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(300);
+use super::wrong_tokens::WrongTokens;
 
 /// Implements `omfs.v1.Join`.
 #[derive(Debug)]
 pub struct JoinService {
     services: Services,
-    /// One join at a time: they change files, and this also slows down guessing.
+    /// One join at a time, since they change files; only who has a right token waits here.
     one_at_a_time: Mutex<()>,
+    wrong_tokens: std::sync::Mutex<WrongTokens>,
 }
 
 impl JoinService {
@@ -31,18 +32,42 @@ impl JoinService {
         Self {
             services,
             one_at_a_time: Mutex::new(()),
+            wrong_tokens: std::sync::Mutex::default(),
         }
     }
 
-    fn admit(services: &Services, request: &v1::JoinRequest) -> Result<v1::JoinReply, Status> {
-        let Some(authority) = &services.authority else {
-            return Err(Status::failed_precondition(
-                "this node does not hold the cluster's CA key: join at the node that made the cluster",
-            ));
+    /// Whether the token is a right one. Who shows wrong ones waits by himself.
+    async fn check_token(&self, source: IpAddr, secret: Vec<u8>) -> Result<(), Status> {
+        let wrong = || {
+            self.wrong_tokens
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
         };
-        authority
-            .check_token(&request.token_secret)
-            .map_err(refused)?;
+        if let Err(wait) = wrong().may_try(source, Instant::now()) {
+            return Err(Status::resource_exhausted(format!(
+                "too many wrong tokens from {source}: try again in {} s",
+                wait.as_secs() + 1
+            )));
+        }
+        let services = self.services.clone();
+        let checked = blocking(move || {
+            let tokens = authority(&services)?.tokens();
+            tokens.check(&secret).map_err(refused)
+        });
+        let checked = checked.await;
+        if let Err(status) = &checked
+            && status.code() == tonic::Code::Unauthenticated
+        {
+            wrong().note(source, Instant::now());
+            tracing::warn!("a machine at {source} could not join: {}", status.message());
+        }
+        checked
+    }
+
+    fn admit(services: &Services, request: &v1::JoinRequest) -> Result<v1::JoinReply, Status> {
+        let authority = authority(services)?;
+        let tokens = authority.tokens();
+        tokens.check(&request.token_secret).map_err(refused)?;
         omfs_pki::name::check_node_name(&request.name).map_err(refused)?;
         if request.wanted_id != 0 {
             omfs_pki::name::check_node_id(NodeId(request.wanted_id)).map_err(refused)?;
@@ -65,6 +90,7 @@ impl JoinService {
         let certificate = authority
             .sign(&request.csr_der, id, &request.name)
             .map_err(refused)?;
+        tokens.spend(&request.token_secret).map_err(refused)?;
         tracing::info!(
             "node {id} ({}) joins from {}",
             request.name,
@@ -78,6 +104,21 @@ impl JoinService {
             nodes: services.members.wire_nodes(),
         })
     }
+}
+
+fn authority(services: &Services) -> Result<&Authority, Status> {
+    services.authority.as_deref().ok_or_else(|| {
+        Status::failed_precondition(
+            "this node does not hold the cluster's CA key: join at the node that made the cluster",
+        )
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
 }
 
 /// What would waste an id if it were found later.
@@ -124,17 +165,14 @@ impl Join for JoinService {
         &self,
         request: Request<v1::JoinRequest>,
     ) -> Result<Response<v1::JoinReply>, Status> {
+        let source = peer_address(request.extensions()).map(|address| address.ip().to_canonical());
+        let source = source.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let request = request.into_inner();
+        self.check_token(source, request.token_secret.clone())
+            .await?;
         let _turn = self.one_at_a_time.lock().await;
         let services = self.services.clone();
-        let request = request.into_inner();
-        let admitted = tokio::task::spawn_blocking(move || Self::admit(&services, &request)).await;
-        let answer = admitted.unwrap_or_else(|error| Err(Status::internal(error.to_string())));
-        if let Err(status) = &answer
-            && status.code() == tonic::Code::Unauthenticated
-        {
-            tracing::warn!("a machine could not join: {}", status.message());
-            tokio::time::sleep(WRONG_TOKEN_PAUSE).await;
-        }
-        answer.map(Response::new)
+        let admitted = blocking(move || Self::admit(&services, &request)).await;
+        admitted.map(Response::new)
     }
 }

@@ -21,6 +21,7 @@ mod status_files;
 mod tests;
 mod wiring;
 mod work_runtime;
+mod wrong_tokens;
 
 use std::os::fd::RawFd;
 use std::path::Path;

@@ -80,7 +80,7 @@ impl TestNode {
 
     fn token(&self, lifetime: Duration) -> Token {
         let store = Store::new(&self.config.node.state_dir);
-        store.authority().unwrap().issue_token(lifetime).unwrap()
+        store.authority().unwrap().issue_token(lifetime, 1).unwrap()
     }
 
     /// What `omfs cluster join` does on another machine.

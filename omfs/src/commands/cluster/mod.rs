@@ -1,12 +1,12 @@
-//! `omfs cluster init`, `token`, `join`.
+//! `omfs cluster init`, `token`, `tokens`, `join`.
+
+mod tokens;
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::time::Duration;
 
 use omfs_cluster::join::{self, JoinError, NewNode};
-use omfs_pki::{ClusterName, PkiError, Store, Token};
+use omfs_pki::{ClusterName, PkiError};
 use proto::ids::NodeId;
-use proto::v1::TokenRequest;
 use serde_json::json;
 
 use crate::admin;
@@ -26,7 +26,8 @@ pub struct ClusterArgs {
 #[derive(clap::Subcommand, Debug)]
 enum ClusterCommand {
     Init(InitArgs),
-    Token(TokenArgs),
+    Token(tokens::TokenArgs),
+    Tokens(tokens::TokensArgs),
     Join(JoinArgs),
 }
 
@@ -41,17 +42,6 @@ struct InitArgs {
     name: String,
 }
 
-/// Print a token that lets machines join; on the node that made the cluster
-///
-/// Prints a token on one line. Whoever has it can make machines nodes of the cluster until it
-/// expires, so hand it over as you would a password.
-#[derive(clap::Args, Debug)]
-struct TokenArgs {
-    /// How long the token works, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
-    ttl_s: u64,
-}
-
 /// Make this machine a node of a cluster
 ///
 /// Gets a certificate for this machine. Then start `omfs daemon` here.
@@ -60,9 +50,8 @@ struct JoinArgs {
     /// The node that made the cluster: its name or address, with :PORT if that is not 7780
     #[arg(value_name = "ADDRESS")]
     address: String,
-    /// What `omfs cluster token` printed there
-    #[arg(long, env = "OMFS_TOKEN", hide_env_values = true)]
-    token: String,
+    #[command(flatten)]
+    token: tokens::TokenSource,
     /// The node id to ask for, as in /mfs/ID; the next one if not given
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..=i64::from(NodeId::MAX)))]
     id: Option<u32>,
@@ -75,7 +64,8 @@ struct JoinArgs {
 pub fn run(global: &Global, args: ClusterArgs) -> CommandResult {
     match args.command {
         ClusterCommand::Init(args) => init(global, &args),
-        ClusterCommand::Token(args) => token(global, &args),
+        ClusterCommand::Token(args) => tokens::token(global, &args),
+        ClusterCommand::Tokens(args) => tokens::list(global, &args),
         ClusterCommand::Join(args) => join(global, &args),
     }
 }
@@ -97,34 +87,9 @@ fn init(global: &Global, args: &InitArgs) -> CommandResult {
     ))
 }
 
-fn token(global: &Global, args: &TokenArgs) -> CommandResult {
-    let config = global.config()?;
-    let asked = admin::block_on(async {
-        let mut client = admin::connect(&config).await?;
-        let reply = client.token(TokenRequest { ttl_s: args.ttl_s }).await;
-        Ok(reply.map_err(admin::failed)?.into_inner().token)
-    });
-    let text = match asked {
-        // Without a daemon, root can make one from the files.
-        Err(error) if error.exit == Exit::Unavailable => {
-            let made = Store::new(&config.node.state_dir)
-                .authority()
-                .and_then(|authority| authority.issue_token(Duration::from_secs(args.ttl_s)));
-            made.map_err(pki)?.to_string()
-        }
-        asked => asked?,
-    };
-    if global.json {
-        return output::print_json(&json!({ "token": text }));
-    }
-    output::print(&format!("{text}\n"))
-}
-
 fn join(global: &Global, args: &JoinArgs) -> CommandResult {
     let config = global.config()?;
-    let token: Token = args.token.parse().map_err(|error| {
-        CommandError::usage(error).hint("make one with `omfs cluster token` on the first node")
-    })?;
+    let token = tokens::read(&args.token)?;
     let address = resolve(&args.address)?;
     let new = NewNode {
         name: config.node_name()?,
