@@ -44,6 +44,16 @@ pub fn tests() -> Vec<Trial> {
             restart::users_wait,
         )
         .alone(
+            "users_wait_for_an_owner_that_restarts",
+            &[Need::Tool("python3")],
+            restart::owner_restarts,
+        )
+        .alone(
+            "the_first_use_after_an_outage_works",
+            &[],
+            restart::back_after_an_outage,
+        )
+        .alone(
             "daemons_restart_under_a_job",
             &[Need::Tool("python3")],
             restart::daemons_restart,

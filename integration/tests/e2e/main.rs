@@ -23,6 +23,7 @@ mod processes;
 mod restart;
 mod sandbox;
 mod security;
+mod shared_mappings;
 mod silence;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     trials.extend(members::tests());
     trials.extend(mfs::tests());
     trials.extend(leases::tests());
+    trials.extend(shared_mappings::tests());
     trials.extend(posix::tests());
     trials.extend(migration::tests());
     trials.extend(balancing::tests());

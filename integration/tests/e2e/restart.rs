@@ -84,6 +84,58 @@ pub fn users_wait() -> Result<()> {
     lab.down()
 }
 
+/// Uses a file of another node all the time, and says what failed.
+const USER: &str = "import os,time
+n=0; problems=set()
+open('/root/ready','w').write('ready')
+while not os.path.exists('/root/go'):
+    try:
+        fd=os.open('/mfs/n2/tmp/used',os.O_RDWR); os.pread(fd,10,0); os.pwrite(fd,b'x',n%10); os.close(fd)
+        os.stat('/mfs/n2/tmp/used'); os.listdir('/mfs/n2/tmp/used.d'); n+=1
+    except OSError as e: problems.add(str(e))
+    time.sleep(.01)
+open('/root/told','w').write(str(sorted(problems)) if problems else 'none' if n>2 else 'few')";
+
+/// Users of another node do not notice that its daemon restarts, and find it at once when it has been
+/// away for longer.
+pub fn owner_restarts() -> Result<()> {
+    let lab = Lab::up(&with_omfs(2)?)?;
+    // Machines that are busy take longer than users shall wait.
+    let wait = "printf '\\n[mount]\\nowner_wait_ms = 60000\\n' >>/etc/omfs/omfs.toml";
+    lab.sh("n1", wait)?;
+    restart_daemon(&lab, "n1", CRASH, "")?;
+    lab.sh("n2", "umask 0; echo text >/tmp/used; mkdir /tmp/used.d")?;
+    lab.put("n1", "/root/user.py", USER.as_bytes())?;
+    let start = "cd /; setsid python3 /root/user.py >/root/user.log 2>&1 </dev/null &";
+    lab.sh("n1", start)?;
+    told(&lab, "ready")?;
+    for end in [CRASH, STOP] {
+        restart_daemon(&lab, "n2", end, "")?;
+        until(&lab, "n1", "cat /mfs/n2/tmp/used")?;
+    }
+    lab.sh("n1", "touch /root/go")?;
+    let problems = told(&lab, "told")?;
+    ensure!(problems == "none", "users were told {problems}");
+    lab.down()
+}
+
+/// The first use after an outage that somebody met.
+pub fn back_after_an_outage() -> Result<()> {
+    let lab = Lab::up(&with_omfs(2)?)?;
+    lab.sh("n1", "cat /mfs/n2/etc/hostname")?;
+    lab.cut("n2")?;
+    until(
+        &lab,
+        "n1",
+        "cat /mfs/n2/etc/hostname 2>&1 | grep 'Host is down'",
+    )?;
+    lab.heal("n2")?;
+    until(&lab, "n1", "omfs nodes | grep -w n2 | grep -w alive")?;
+    let name = lab.sh("n1", "cat /mfs/n2/etc/hostname")?;
+    ensure!(name == "n2\n", "{name}");
+    lab.down()
+}
+
 pub fn daemons_restart() -> Result<()> {
     let lab = with_counter(2)?;
     lab.sh("n1", "omfs migrate $(cat /root/pid) n2")?;

@@ -75,6 +75,7 @@ fn main() -> anyhow::Result<()> {
             guests: Arc::new(NoGuests),
             status: Arc::new(NoStatus),
             threads: 4,
+            owner_wait: std::time::Duration::from_secs(5),
             passthrough: !flags.iter().any(|flag| flag == "--no-passthrough"),
         },
     )?;

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::ids::{NodeId, Pid};
 
@@ -93,6 +94,8 @@ pub struct FsConfig {
     pub status: Arc<dyn StatusFiles>,
     /// Threads that take requests from the kernel, 3 to 16.
     pub threads: usize,
+    /// How long callers wait for the owner of a file that does not answer, which may be restarting.
+    pub owner_wait: Duration,
     /// Whether local files may use FUSE passthrough where the kernel has it.
     pub passthrough: bool,
 }

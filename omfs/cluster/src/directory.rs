@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use proto::ids::NodeId;
 use tokio::sync::watch;
@@ -69,6 +70,8 @@ impl Peers {
 pub struct Directory {
     myself: NodeId,
     peers: RwLock<Peers>,
+    /// When those that were alive were declared dead.
+    died: RwLock<BTreeMap<NodeId, Instant>>,
     changes: watch::Sender<u64>,
 }
 
@@ -88,6 +91,7 @@ impl Directory {
         Self {
             myself: id,
             peers: RwLock::new(peers),
+            died: RwLock::default(),
             changes: watch::Sender::new(0),
         }
     }
@@ -100,8 +104,23 @@ impl Directory {
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         let before = peers.insert(peer.clone());
         drop(peers);
+        self.note_death(before.as_ref(), &peer);
         if before.as_ref() != Some(&peer) {
             self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn note_death(&self, before: Option<&Peer>, peer: &Peer) {
+        let was_dead = before.is_none_or(|before| before.liveness == Liveness::Dead);
+        let is_dead = peer.liveness == Liveness::Dead;
+        if was_dead == is_dead {
+            return;
+        }
+        let mut died = self.died.write().unwrap_or_else(PoisonError::into_inner);
+        if is_dead {
+            died.insert(peer.id, Instant::now());
+        } else {
+            died.remove(&peer.id);
         }
     }
 
@@ -169,6 +188,15 @@ impl PeerDirectory for Directory {
         let named = peers.named(text).filter(|peer| peer.name == text);
         let by_id = || peers.shown(text.parse::<NodeId>().ok()?);
         named.cloned().or_else(by_id)
+    }
+
+    fn dead_for(&self, id: NodeId) -> Option<Duration> {
+        if self.by_id(id)?.liveness != Liveness::Dead {
+            return None;
+        }
+        let died = self.died.read().unwrap_or_else(PoisonError::into_inner);
+        let since = died.get(&id).map(Instant::elapsed);
+        Some(since.unwrap_or(Duration::MAX))
     }
 
     fn is_member_address(&self, address: IpAddr) -> bool {

@@ -97,6 +97,8 @@ pub struct Mount {
     pub points: Vec<AbsolutePath>,
     /// The mount point that guests of this node use.
     pub guests: AbsolutePath,
+    /// How long a user waits for the owner of a file whose daemon is restarted.
+    pub owner_wait_ms: Millis,
 }
 
 /// `[log]`.
@@ -207,6 +209,7 @@ impl Default for Mount {
         Self {
             points: Vec::new(),
             guests: AbsolutePath::constant("/mfs"),
+            owner_wait_ms: Millis(5000),
         }
     }
 }

@@ -137,6 +137,7 @@ impl ExportSession {
             dir_offset: Mutex::new(0),
             is_flocked: AtomicBool::new(false),
             is_adopted: true,
+            writing: open.writing.clone(),
         };
         self.files.replace(fh, adopted);
         Ok(true)
@@ -157,15 +158,21 @@ impl Export {
 /// A deputy's description of the same file, opened in the same way.
 fn find_description(pid: i32, open: &OpenFile) -> Option<OwnedFd> {
     let wanted = way_of_opening(open.fd())?;
-    let found = descriptors_of(pid, open.inode).find_map(|number| {
+    only_description(pid, open.inode, wanted)
+}
+
+/// A process' description of an inode that was opened in a certain way; `None` also when any other
+/// process, except this one, has the inode open.
+pub(super) fn only_description(pid: i32, inode: (u64, u64), wanted: i32) -> Option<OwnedFd> {
+    let found = descriptors_of(pid, inode).find_map(|number| {
         let fd = process::same_description(pid, number).ok()?;
-        let is_as_good = is_inode(&fd, open.inode) && way_of_opening(fd.as_fd()) == Some(wanted);
+        let is_as_good = is_inode(&fd, inode) && way_of_opening(fd.as_fd()) == Some(wanted);
         is_as_good.then_some(fd)
     })?;
     // Another process may share it, and would be hidden from the kernel's count of descriptions.
     let myself = i32::try_from(std::process::id()).ok()?;
     let mut others = numbers_in("/proc").filter(|other| ![pid, myself].contains(other));
-    let is_shared = others.any(|other| descriptors_of(other, open.inode).next().is_some());
+    let is_shared = others.any(|other| descriptors_of(other, inode).next().is_some());
     (!is_shared).then_some(found)
 }
 

@@ -9,6 +9,7 @@ use super::Errno;
 use super::limits::{Counted, Limits};
 use super::mounts::Mount;
 use super::places::Place;
+use super::writers::Writing;
 
 /// An open file description that stands for one of the peer.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct OpenFile {
     pub is_flocked: AtomicBool,
     /// Whether the description is a deputy's own.
     pub is_adopted: bool,
+    /// Counts it among the writers of a regular file.
+    pub writing: Option<Arc<Writing>>,
 }
 
 impl OpenFile {

@@ -6,7 +6,7 @@
 //! it has heard nothing of us; one that writes is fenced besides (docs/leases.md).
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread;
@@ -118,6 +118,21 @@ impl Leases {
         }
         state.held.insert(id, held);
         true
+    }
+
+    /// Whether anybody has a file open for writing. `reader`: a description of it that is not used otherwise.
+    pub fn is_open_for_writing(self: &Arc<Self>, reader: BorrowedFd<'_>) -> bool {
+        let watcher = self.watcher(&mut self.lock());
+        let Some(watcher) = watcher else {
+            return false;
+        };
+        match lease::take(reader, LeaseKind::Read, watcher) {
+            Ok(()) => {
+                lease::give_up(reader);
+                false
+            }
+            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+        }
     }
 
     /// After a write: takes the file's write lease back when the file system gets full.

@@ -24,6 +24,7 @@ mod locks;
 mod lookup;
 mod mounts;
 mod names;
+mod native_locks;
 mod nodes;
 mod opens;
 mod places;
@@ -32,6 +33,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 pub mod users;
+mod writers;
 mod xattrs;
 
 use std::collections::HashSet;
@@ -51,6 +53,7 @@ use self::mounts::{Mount, Mounts};
 use self::places::Place;
 pub use self::session::ExportSession;
 use self::users::{SystemUsers, Users};
+use self::writers::Writers;
 pub use omfs_service::{Errno, FileService, FsAnswer, SessionPeer};
 use omfs_sys::file::{self, Freshness, Stat};
 
@@ -100,6 +103,7 @@ pub struct Export {
     limits: Arc<Limits>,
     released: Arc<Released>,
     leases: Arc<Leases>,
+    writers: Arc<Writers>,
     sessions: Mutex<Vec<Weak<ExportSession>>>,
 }
 
@@ -136,6 +140,7 @@ impl Export {
             limits: Arc::new(limits),
             released: Arc::default(),
             leases: Arc::default(),
+            writers: Arc::default(),
             sessions: Mutex::default(),
         });
         start_sweeping(Arc::downgrade(&export))?;

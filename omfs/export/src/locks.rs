@@ -18,8 +18,8 @@ use proto::v1::fs_reply::Result as Reply;
 use super::answer::{Answer, done, reply};
 use super::files::OpenFile;
 use super::limits::{Counted, Limits};
-use super::{Errno, ExportSession};
-use omfs_sys::file;
+use super::{Errno, ExportSession, native_locks};
+use omfs_sys::file::{self, Freshness};
 use omfs_sys::lock::{self, Conflict, LockKind, Range};
 
 /// Releases by peers wake the waiters of the same file. Whether a native holder is gone, or the
@@ -223,6 +223,10 @@ impl ExportSession {
     pub(super) fn set_lock(&self, arg: &Lock, cancel: &AtomicBool) -> Answer {
         let open = self.files.get(arg.fh)?;
         let wanted = Wanted::of(arg)?;
+        if arg.stored && wanted.kind != LockKind::Unlocked && self.is_used_natively(&open)? {
+            // What the lock protects is in a mapping of the peer's, of which the native holder sees nothing.
+            return Err(Errno(libc::EIO));
+        }
         let set = || {
             if arg.flock {
                 set_flock(&open, wanted.kind)
@@ -240,6 +244,12 @@ impl ExportSession {
             self.locks.released.announce(open.inode);
         }
         done()
+    }
+
+    /// Whether programs of this node may use a file: they have locked it, or opened it for writing
+    /// through their own /mfs.
+    fn is_used_natively(&self, open: &OpenFile) -> Result<bool, Errno> {
+        Ok(self.export.writers.has_local(open.inode) || has_native_lock(open)?)
     }
 
     /// A description for an owner's first lock would break the peer's own lease on the file, so that
@@ -292,6 +302,17 @@ impl Locks {
             look = (look * 2).min(LOOK_MAX);
         }
     }
+}
+
+/// Whether a program of this node has locked any part of a file.
+fn has_native_lock(open: &OpenFile) -> Result<bool, Errno> {
+    let (dev, ino) = open.inode;
+    // Of files on overlayfs the kernel tells the device number of the directories here.
+    let anchor = open.mount.anchor.as_ref();
+    let directories = anchor.and_then(|anchor| file::stat(anchor.as_fd(), Freshness::Known).ok());
+    let devices = [dev, directories.map_or(dev, |stat| stat.dev)];
+    let mut held = native_locks::all()?.into_iter();
+    Ok(held.any(|held| held.ino == ino && devices.contains(&held.dev)))
 }
 
 fn set_flock(open: &OpenFile, kind: LockKind) -> Result<(), Errno> {

@@ -104,7 +104,7 @@ impl ExportSession {
         Ok(Entry {
             node,
             attr: Some(attr(&stat)),
-            fh: 0,
+            ..Entry::default()
         })
     }
 

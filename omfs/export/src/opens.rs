@@ -10,10 +10,12 @@ use proto::v1::{Create, Entry, FhArg, Flush, NodeArg, Open, Opened, Release};
 
 use super::answer::{Answer, attr, component, done, reply};
 use super::caller::Who;
+use super::deputy::only_description;
 use super::files::OpenFile;
 use super::gate::check_found;
 use super::lookup::open_path;
 use super::nodes::{Keep, NodeRef};
+use super::writers::{Known, Writing};
 use super::{Errno, ExportSession};
 use omfs_sys::file::{self, Freshness, Stat};
 
@@ -36,12 +38,16 @@ impl ExportSession {
     pub(super) fn open(&self, who: &Who, arg: &Open) -> Answer {
         let node = self.node(arg.node)?;
         check_flags(arg.flags)?;
+        let may_map = self.may_map(who, &node, arg.flags);
         let fd = match open_node(who, &node, arg.flags) {
             Err(error) => self.open_as_holder(who, &node, arg.flags).ok_or(error)?,
             Ok(fd) => fd,
         };
-        let fh = self.add_file(fd, &node, arg.flags)?;
-        reply(Reply::Opened(Opened { fh }))
+        let (fh, may_map) = self.add_file(fd, &node, arg.flags, may_map)?;
+        reply(Reply::Opened(Opened {
+            fh,
+            unmappable: !may_map,
+        }))
     }
 
     pub(super) fn open_dir(&self, who: &Who, arg: &NodeArg) -> Answer {
@@ -55,8 +61,11 @@ impl ExportSession {
             Err(error) => self.open_as_holder(who, &node, flags).ok_or(error)?,
             Ok(fd) => fd,
         };
-        let fh = self.add_file(fd, &node, flags)?;
-        reply(Reply::Opened(Opened { fh }))
+        let (fh, _) = self.add_file(fd, &node, flags, true)?;
+        reply(Reply::Opened(Opened {
+            fh,
+            ..Opened::default()
+        }))
     }
 
     /// Opens what a deputy has open as well, for its host; the deputy's ids need not suffice.
@@ -69,10 +78,50 @@ impl ExportSession {
         file::reopen(node.fd.as_fd(), (flags & !NOT_OURS) | libc::O_NONBLOCK).ok()
     }
 
-    fn add_file(&self, fd: OwnedFd, node: &NodeRef, flags: i32) -> Result<u64, Errno> {
+    /// Whether the session may map a file shared and writable that it is about to open. Only of
+    /// interest when it opens it for writing.
+    fn may_map(&self, who: &Who, node: &NodeRef, flags: i32) -> bool {
+        // What this node's own users map are the owner's pages.
+        if self.peer.is_local || !counts_as_writing(node, flags) {
+            return true;
+        }
+        let Ok(stat) = file::stat(node.fd.as_fd(), Freshness::Known) else {
+            return false;
+        };
+        let inode = (stat.dev, stat.ino);
+        match self.export.writers.known(inode, self.number) {
+            Known::Own(may_map) => may_map,
+            Known::Others => false,
+            Known::Nobody => !self.has_native_writer(who, node, inode, flags),
+        }
+    }
+
+    /// Whether a program of this node has a file open for writing. The parked deputy of the guest that
+    /// asks does not count: it does not use its descriptors.
+    fn has_native_writer(&self, who: &Who, node: &NodeRef, inode: (u64, u64), flags: i32) -> bool {
+        let reader = file::reopen(node.fd.as_fd(), libc::O_RDONLY | libc::O_NONBLOCK);
+        let has_writer = match reader {
+            Ok(reader) => self.export.leases.is_open_for_writing(reader.as_fd()),
+            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+        };
+        let way = flags & (libc::O_ACCMODE | libc::O_APPEND);
+        let is_deputys = |pid| only_description(pid, inode, way).is_some();
+        has_writer && !who.guest_pid().is_some_and(is_deputys)
+    }
+
+    /// The handle of an open file, and whether the session may map it shared and writable.
+    fn add_file(
+        &self,
+        fd: OwnedFd,
+        node: &NodeRef,
+        flags: i32,
+        may_map: bool,
+    ) -> Result<(u64, bool), Errno> {
         let fd = self.files.count(Arc::new(fd))?;
         let stat = file::stat(fd.as_fd(), Freshness::Known)?;
-        Ok(self.files.add(OpenFile {
+        let writing = self.note_writer(node, (stat.dev, stat.ino), flags, may_map);
+        let may_map = writing.as_ref().is_none_or(|writing| writing.may_map);
+        let fh = self.files.add(OpenFile {
             fd,
             _keeps_node: Arc::clone(&node.fd),
             is_regular: stat.mode & libc::S_IFMT == libc::S_IFREG,
@@ -84,7 +133,21 @@ impl ExportSession {
             dir_offset: Mutex::new(0),
             is_flocked: AtomicBool::new(false),
             is_adopted: false,
-        }))
+            writing,
+        });
+        Ok((fh, may_map))
+    }
+
+    fn note_writer(
+        &self,
+        node: &NodeRef,
+        inode: (u64, u64),
+        flags: i32,
+        may_map: bool,
+    ) -> Option<Arc<Writing>> {
+        let writers = &self.export.writers;
+        let session = (self.number, self.peer.is_local);
+        counts_as_writing(node, flags).then(|| writers.enter(inode, session, may_map))
     }
 
     pub(super) fn create(&self, who: &Who, arg: &Create) -> Answer {
@@ -129,7 +192,7 @@ impl ExportSession {
             mount,
             place: Arc::clone(&parent.place),
         };
-        self.answer_created(fd, &node, &stat, arg.flags)
+        self.answer_created(fd, &node, &stat, (arg.flags, true))
     }
 
     fn open_existing(&self, who: &Who, parent: &NodeRef, name: &CStr, flags: i32) -> Answer {
@@ -151,19 +214,28 @@ impl ExportSession {
         if who.is_stranger() {
             check_found(&node.mount, &parent.mount, kind)?;
         }
+        let may_map = self.may_map(who, &node, flags);
         let fd = Arc::new(open_node(who, &node, flags)?);
         node.id = self
             .nodes
             .enter(&node.fd, &stat, (&node.mount, &node.place), Keep::Nothing)?;
         let stat = file::stat(fd.as_fd(), Freshness::Fresh)?;
-        self.answer_created(fd, &node, &stat, flags)
+        self.answer_created(fd, &node, &stat, (flags, may_map))
     }
 
-    fn answer_created(&self, fd: Arc<OwnedFd>, node: &NodeRef, stat: &Stat, flags: i32) -> Answer {
+    fn answer_created(
+        &self,
+        fd: Arc<OwnedFd>,
+        node: &NodeRef,
+        stat: &Stat,
+        (flags, may_map): (i32, bool),
+    ) -> Answer {
         let counted = self
             .files
             .count(fd)
             .inspect_err(|_| self.nodes.forget(node.id, 1))?;
+        let writing = self.note_writer(node, (stat.dev, stat.ino), flags, may_map);
+        let unmappable = writing.as_ref().is_some_and(|writing| !writing.may_map);
         let fh = self.files.add(OpenFile {
             fd: counted,
             _keeps_node: Arc::clone(&node.fd),
@@ -176,11 +248,13 @@ impl ExportSession {
             dir_offset: Mutex::new(0),
             is_flocked: AtomicBool::new(false),
             is_adopted: false,
+            writing,
         });
         reply(Reply::Entry(Entry {
             node: node.id,
             attr: Some(attr(stat)),
             fh,
+            unmappable,
         }))
     }
 
@@ -208,6 +282,11 @@ impl ExportSession {
 
 fn is_writable(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// Content that is made up as it is read is nobody's to map.
+fn counts_as_writing(node: &NodeRef, flags: i32) -> bool {
+    is_writable(flags) && node.kind == libc::S_IFREG && !node.mount.is_synthetic
 }
 
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use proto::ids::NodeId;
 
@@ -39,6 +40,12 @@ pub trait PeerDirectory: Send + Sync + Debug {
     fn myself(&self) -> NodeId;
     /// Every node ever joined, this one included, by id.
     fn peers(&self) -> Vec<Peer>;
+    /// How long a node has been declared dead: `None` for one that is not, or is not known. The longest
+    /// time where nobody noted when it was declared.
+    fn dead_for(&self, id: NodeId) -> Option<Duration> {
+        let peer = self.by_id(id)?;
+        (peer.liveness == Liveness::Dead).then_some(Duration::MAX)
+    }
     /// A node by its id.
     fn by_id(&self, id: NodeId) -> Option<Peer> {
         self.peers().into_iter().find(|peer| peer.id == id)

@@ -5,12 +5,12 @@ use std::time::Duration;
 use fuser::{FileAttr, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyOpen};
 
 /// Answers an open with a backing file.
-pub fn opened(reply: ReplyOpen, fh: FileHandle, backing: u32) {
+pub fn opened(reply: ReplyOpen, fh: FileHandle, flags: FopenFlags, backing: u32) {
     // SAFETY: the number is of this session and stays open, since it is in the table of modes, and
     // is not closed here, because `into_raw` takes it back. Needed because there is no other way
     // to name a backing file to the FUSE crate.
     let wrapped = unsafe { reply.wrap_backing(backing) };
-    reply.opened_passthrough(fh, FopenFlags::empty(), &wrapped);
+    reply.opened_passthrough(fh, flags, &wrapped);
     let _ = wrapped.into_raw();
 }
 
@@ -20,11 +20,10 @@ pub fn created(
     (attr, ttl): (&FileAttr, Duration),
     generation: Generation,
     fh: FileHandle,
-    backing: u32,
+    (flags, backing): (FopenFlags, u32),
 ) {
     // SAFETY: as in `opened`.
     let wrapped = unsafe { reply.wrap_backing(backing) };
-    let flags = FopenFlags::empty();
     reply.created_passthrough(&ttl, attr, generation, fh, flags, &wrapped);
     let _ = wrapped.into_raw();
 }

@@ -9,7 +9,7 @@ use proto::v1::time_or_now::When;
 use proto::v1::{Attr, Time, TimeOrNow as ProtoTime};
 
 use crate::caller::Who;
-use crate::core::LockRequest;
+use crate::core::{LockRequest, UNSURE};
 use omfs_service::Errno;
 
 pub fn who(request: &Request) -> Who {
@@ -43,6 +43,9 @@ pub fn lock(
 }
 
 pub fn error(errno: Errno) -> fuser::Errno {
+    if errno.0 == UNSURE {
+        return fuser::Errno::from_i32(libc::EHOSTDOWN);
+    }
     fuser::Errno::from_i32(if errno.0 > 0 { errno.0 } else { libc::EIO })
 }
 

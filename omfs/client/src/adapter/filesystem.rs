@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use fuser::{
@@ -17,8 +18,15 @@ use proto::v1::SetAttr;
 
 use super::convert::{bytes, error, kind_of_entry, lock, time_or_now, who};
 use super::replies::{reply_attr, reply_empty, reply_entry, reply_write, reply_xattr};
-use super::{Adapter, contain};
-use crate::core::{Core, NewName, Stretch};
+use super::{Adapter, Place, contain};
+use crate::core::{Core, DirItem, NewName, Stretch};
+
+/// Puts one more entry into a reply; whether it is full.
+fn add_entry(reply: &mut ReplyDirectory, item: &DirItem) -> bool {
+    let name = OsStr::from_bytes(&item.name);
+    let next = item.next_offset.cast_unsigned();
+    kind_of_entry(item.kind).is_some_and(|kind| reply.add(INodeNo(item.id), next, kind, name))
+}
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -35,7 +43,7 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.run(ino.0, move |core| core.forget(ino.0, nlookup));
+        self.note(ino.0, move |core| core.forget(ino.0, nlookup));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -219,7 +227,7 @@ impl Filesystem for Adapter {
             ino.0,
             move |core| core.open(who, ino.0, flags.0),
             move |_, outcome| match outcome {
-                Ok(opened) => this.reply_opened(reply, ino.0, opened),
+                Ok(opened) => this.reply_opened(who, reply, ino.0, (opened, flags.0)),
                 Err(problem) => reply.error(error(problem)),
             },
         );
@@ -245,7 +253,9 @@ impl Filesystem for Adapter {
                 core.create(who, new, mode, flags)
             },
             move |_, outcome| match outcome {
-                Ok((found, opened)) => this.reply_created(reply, &found, opened),
+                Ok((found, opened)) => {
+                    this.reply_created(who, reply, &found, (opened, flags));
+                }
                 Err(problem) => reply.error(error(problem)),
             },
         );
@@ -259,10 +269,14 @@ impl Filesystem for Adapter {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let who = who(req);
+        if lock_owner.is_none() {
+            // The kernel reads for itself, not for a read(2): pages of a mapping.
+            self.core.note_mapped(fh.0);
+        }
         self.ask(
             who,
             ino.0,
@@ -290,22 +304,23 @@ impl Filesystem for Adapter {
         // Pages of a mapping go where they belong, whatever the descriptor's flags.
         let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let append = flags.0 & libc::O_APPEND != 0 && !mapped;
+        if mapped {
+            self.core.note_stored(fh.0);
+        }
+        let reply = move |_: &Core, outcome| reply_write(reply, outcome);
+        // The data is in the session's buffer, which is used again when this returns.
+        let act = |data: Vec<u8>| move |core: &Core| core.write(who, fh.0, offset, &data, append);
         let Some(_slot) = self.slot(who.uid, self.core.is_remote(ino.0)) else {
-            // The data is in the session's buffer, which is used again when this returns.
-            let data = data.to_vec();
-            return self.run_in_pool(who.uid, move |core| {
-                reply_write(
-                    reply,
-                    core.patiently(who, ino.0, || core.write(who, fh.0, offset, &data, append)),
-                );
-            });
+            return self.ask_at(Place::MayWait, (who, ino.0), act(data.to_vec()), reply);
         };
-        let core = &self.core;
         contain(|| {
-            reply_write(
-                reply,
-                core.patiently(who, ino.0, || core.write(who, fh.0, offset, data, append)),
-            )
+            let outcome = self.core.write(who, fh.0, offset, data, append);
+            match self.core.patience(who, ino.0, &outcome) {
+                None => reply(&self.core, outcome),
+                Some(until) => {
+                    self.wait_for_owner((who, ino.0), until, act(data.to_vec()), reply);
+                }
+            }
         });
     }
 
@@ -336,7 +351,8 @@ impl Filesystem for Adapter {
     ) {
         let who = who(req);
         self.modes.leave(ino.0);
-        self.run(ino.0, move |core| {
+        // Nobody is told, and who closed it has waited for the owner.
+        self.note(ino.0, move |core| {
             reply_empty(
                 reply,
                 core.release(who, fh.0, lock_owner.map(|owner| owner.0)),
@@ -353,9 +369,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let who = who(req);
-        self.run_long(move |core| {
-            let act = || core.fsync(who, fh.0, datasync);
-            reply_empty(reply, core.patiently(who, ino.0, act));
+        let act = move |core: &Core| core.fsync(who, fh.0, datasync);
+        self.ask_at(Place::MayWait, (who, ino.0), act, move |_, outcome| {
+            reply_empty(reply, outcome)
         });
     }
 
@@ -378,19 +394,25 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
         let (who, offset) = (who(req), offset.cast_signed());
-        self.run(ino.0, move |core| {
-            let outcome = core.readdir(who, fh.0, offset, &mut |item| {
-                let name = OsStr::from_bytes(&item.name);
-                let next = item.next_offset.cast_unsigned();
-                kind_of_entry(item.kind)
-                    .is_some_and(|kind| reply.add(INodeNo(item.id), next, kind, name))
-            });
-            match outcome {
-                Ok(()) => reply.ok(),
-                Err(problem) => reply.error(error(problem)),
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        let filled = Arc::clone(&reply);
+        // Nothing is put in when it fails, so that it can be tried again.
+        let act = move |core: &Core| {
+            let mut reply = filled.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut add =
+                |item: &DirItem| reply.as_mut().is_none_or(|reply| add_entry(reply, item));
+            core.readdir(who, fh.0, offset, &mut add)
+        };
+        self.ask(who, ino.0, act, move |_, outcome| {
+            let reply = reply.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match (reply, outcome) {
+                (Some(reply), Ok(())) => reply.ok(),
+                (Some(reply), Err(problem)) => reply.error(error(problem)),
+                // Dropped, it has said EIO.
+                (None, _) => {}
             }
         });
     }
@@ -404,7 +426,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let who = who(req);
-        self.run(ino.0, move |core| {
+        // Nobody is told.
+        self.note(ino.0, move |core| {
             reply_empty(reply, core.releasedir(who, fh.0))
         });
     }
@@ -412,13 +435,16 @@ impl Filesystem for Adapter {
     fn fsyncdir(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
         let who = who(req);
-        self.run_long(move |core| reply_empty(reply, core.fsyncdir(who, fh.0, datasync)));
+        let act = move |core: &Core| core.fsyncdir(who, fh.0, datasync);
+        self.ask_at(Place::MayWait, (who, ino.0), act, move |_, outcome| {
+            reply_empty(reply, outcome)
+        });
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -447,9 +473,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (who, name, value) = (who(req), bytes(name), value.to_vec());
-        self.run(ino.0, move |core| {
-            let flags = flags.cast_unsigned();
-            reply_empty(reply, core.setxattr(who, ino.0, &name, &value, flags));
+        let flags = flags.cast_unsigned();
+        let act = move |core: &Core| core.setxattr(who, ino.0, &name, &value, flags);
+        self.ask(who, ino.0, act, move |_, outcome| {
+            reply_empty(reply, outcome)
         });
     }
 
@@ -463,15 +490,17 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let who = who(req);
-        self.run(ino.0, move |core| {
-            reply_xattr(reply, core.listxattr(who, ino.0, size))
+        let act = move |core: &Core| core.listxattr(who, ino.0, size);
+        self.ask(who, ino.0, act, move |_, outcome| {
+            reply_xattr(reply, outcome)
         });
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, name) = (who(req), bytes(name));
-        self.run(ino.0, move |core| {
-            reply_empty(reply, core.removexattr(who, ino.0, &name));
+        let act = move |core: &Core| core.removexattr(who, ino.0, &name);
+        self.ask(who, ino.0, act, move |_, outcome| {
+            reply_empty(reply, outcome)
         });
     }
 
@@ -496,7 +525,8 @@ impl Filesystem for Adapter {
         reply: ReplyLock,
     ) {
         let (who, request) = (who(req), lock(fh, lock_owner, (start, end), typ, pid));
-        self.run(ino.0, move |core| match core.getlk(who, request) {
+        let act = move |core: &Core| core.getlk(who, request);
+        self.ask(who, ino.0, act, move |_, outcome| match outcome {
             Ok(found) => {
                 let (kind, pid) = (found.r#type.cast_signed(), found.pid.cast_unsigned());
                 reply.locked(found.start, found.end, kind, pid);
@@ -519,13 +549,40 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (who, request) = (who(req), lock(fh, lock_owner, (start, end), typ, pid));
-        self.run(ino.0, move |core| match core.setlk(who, request, sleep) {
-            Ok(None) => reply.ok(),
-            Ok(Some(waiter)) => {
-                core.wait_for_lock(waiter, move |outcome| reply_empty(reply, outcome));
+        let is_mapped = self.core.mapping(ino.0).is_used;
+        let modes = Arc::clone(&self.modes);
+        let drop_pages = move || {
+            if is_mapped {
+                modes.drop_pages(ino.0);
             }
+        };
+        let after = drop_pages.clone();
+        // What a lock protects is seen by its next holder, and the other way round.
+        let act = move |core: &Core| {
+            if typ == libc::F_UNLCK {
+                drop_pages();
+            }
+            core.setlk(who, request, sleep)
+        };
+        let reply = move |core: &Core, outcome| match outcome {
+            Ok(None) => {
+                if typ != libc::F_UNLCK {
+                    after();
+                }
+                reply.ok();
+            }
+            Ok(Some(waiter)) => core.wait_for_lock(waiter, move |outcome| {
+                after();
+                reply_empty(reply, outcome);
+            }),
             Err(problem) => reply.error(error(problem)),
-        });
+        };
+        let place = if is_mapped {
+            Place::Invalidating
+        } else {
+            self.place_of(ino.0)
+        };
+        self.ask_at(place, (who, ino.0), act, reply);
     }
 
     fn ioctl(
@@ -559,7 +616,7 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
@@ -572,7 +629,10 @@ impl Filesystem for Adapter {
             length,
             mode: mode.cast_unsigned(),
         };
-        self.run_long(move |core| reply_empty(reply, core.fallocate(who, fh.0, stretch)));
+        let act = move |core: &Core| core.fallocate(who, fh.0, stretch);
+        self.ask_at(Place::MayWait, (who, ino.0), act, move |_, outcome| {
+            reply_empty(reply, outcome)
+        });
     }
 
     fn lseek(
@@ -585,11 +645,10 @@ impl Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         let who = who(req);
-        self.run(ino.0, move |core| {
-            match core.lseek(who, fh.0, offset, whence.cast_unsigned()) {
-                Ok(position) => reply.offset(position),
-                Err(problem) => reply.error(error(problem)),
-            }
+        let act = move |core: &Core| core.lseek(who, fh.0, offset, whence.cast_unsigned());
+        self.ask(who, ino.0, act, move |_, outcome| match outcome {
+            Ok(position) => reply.offset(position),
+            Err(problem) => reply.error(error(problem)),
         });
     }
 
@@ -599,7 +658,7 @@ impl Filesystem for Adapter {
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
-        _ino_out: INodeNo,
+        ino_out: INodeNo,
         fh_out: FileHandle,
         offset_out: u64,
         len: u64,
@@ -607,9 +666,10 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let who = who(req);
-        self.run_long(move |core| {
-            let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
-            reply_write(reply, core.copy_file_range(who, from, to, len));
+        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        let act = move |core: &Core| core.copy_file_range(who, from, to, len);
+        self.ask_at(Place::MayWait, (who, ino_out.0), act, move |_, outcome| {
+            reply_write(reply, outcome)
         });
     }
 }

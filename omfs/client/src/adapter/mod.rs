@@ -5,11 +5,14 @@ mod filesystem;
 mod passthrough;
 mod replies;
 mod succession;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use fuser::{InitFlags, KernelConfig, SessionACL};
 use omfs_limits::permits::{Caps, Permit, Permits};
@@ -127,6 +130,12 @@ struct Adapter {
     /// The session's threads that are in calls to other nodes.
     waiting: Permits<u32>,
     passthrough: bool,
+    /// Whether the kernel maps files of other nodes, and can be told not to.
+    maps_remote: bool,
+    /// For requests that have the kernel drop pages.
+    invalidating: Pool,
+    /// For requests whose callers wait for an owner to come back.
+    patience: Pool,
 }
 
 /// Permission to handle a request on the session's own thread; local ones need none.
@@ -145,17 +154,26 @@ impl Adapter {
             pool: Pool::for_users(),
             waiting: Permits::new(waiting(threads(&config))),
             passthrough: config.passthrough,
+            maps_remote: true,
+            invalidating: Pool::for_users(),
+            patience: Pool::for_users(),
             core: Arc::new(Core::new(config, journal)),
         })
     }
 
     fn negotiate(&mut self, kernel: &mut KernelConfig) {
+        let has_passthrough = kernel.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && kernel.set_max_stack_depth(STACK_DEPTH).is_ok();
+        self.passthrough &= has_passthrough;
+        self.maps_remote = has_passthrough;
         for capability in CAPABILITIES {
+            // A kernel that cannot be told to refuse some mappings of remote files refuses all.
+            if capability == InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP && !has_passthrough {
+                continue;
+            }
             // What the kernel lacks it says no to; everything works without, if less well.
             let _ = kernel.add_capabilities(capability);
         }
-        self.passthrough &= kernel.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && kernel.set_max_stack_depth(STACK_DEPTH).is_ok();
         let _ = kernel.set_max_write(REQUEST_BYTES_MAX);
         let _ = kernel.set_max_background(BACKGROUND_MAX);
     }
@@ -169,24 +187,31 @@ impl Adapter {
         }
     }
 
-    fn run_where(&self, uid: u32, may_wait: bool, job: impl FnOnce(&Core) + Send + 'static) {
-        match self.slot(uid, may_wait) {
+    fn run_at(&self, uid: u32, place: Place, job: impl FnOnce(&Core) + Send + 'static) {
+        if place == Place::Invalidating {
+            return run_in(&self.invalidating, uid, &self.core, job);
+        }
+        match self.slot(uid, place == Place::MayWait) {
             Some(_slot) => contain(|| job(&self.core)),
-            None => self.run_in_pool(uid, job),
+            None => run_in(&self.pool, uid, &self.core, job),
         }
     }
 
-    fn run_in_pool(&self, uid: u32, job: impl FnOnce(&Core) + Send + 'static) {
-        let core = self.core.clone();
-        self.pool.run_for(uid, move || contain(|| job(&core)));
+    fn place_of(&self, id: u64) -> Place {
+        if self.core.is_remote(id) {
+            Place::MayWait
+        } else {
+            Place::Here
+        }
     }
 
-    /// Handles a request on a file.
-    fn run(&self, id: u64, job: impl FnOnce(&Core) + Send + 'static) {
-        self.run_where(ANY_USER, self.core.is_remote(id), job);
+    /// Handles a notice of the kernel's, which nobody waits for.
+    fn note(&self, id: u64, job: impl FnOnce(&Core) + Send + 'static) {
+        self.run_at(ANY_USER, self.place_of(id), job);
     }
 
-    /// Does something with a file for a caller, as patiently as the caller is owed, and replies.
+    /// Does something with a file for a caller, who waits for the owner as long as callers are owed, and
+    /// replies. Every request that is answered comes by here.
     fn ask<T>(
         &self,
         who: Who,
@@ -194,13 +219,53 @@ impl Adapter {
         act: impl Fn(&Core) -> Outcome<T> + Send + 'static,
         reply: impl FnOnce(&Core, Outcome<T>) + Send + 'static,
     ) {
-        self.run_where(who.uid, self.core.is_remote(id), move |core| {
-            reply(core, core.patiently(who, id, || act(core)));
+        self.ask_at(self.place_of(id), (who, id), act, reply);
+    }
+
+    fn ask_at<T>(
+        &self,
+        place: Place,
+        (who, id): (Who, u64),
+        act: impl Fn(&Core) -> Outcome<T> + Send + 'static,
+        reply: impl FnOnce(&Core, Outcome<T>) + Send + 'static,
+    ) {
+        let this = self.clone();
+        self.run_at(who.uid, place, move |core| {
+            let outcome = act(core);
+            match core.patience(who, id, &outcome) {
+                None => reply(core, outcome),
+                Some(until) => this.wait_for_owner((who, id), until, act, reply),
+            }
         });
     }
 
-    /// Handles a request that may keep a disk busy for long.
-    fn run_long(&self, job: impl FnOnce(&Core) + Send + 'static) {
-        self.run_where(ANY_USER, true, job);
+    /// Waits on a thread that nobody else needs.
+    fn wait_for_owner<T>(
+        &self,
+        (who, id): (Who, u64),
+        until: Instant,
+        act: impl Fn(&Core) -> Outcome<T> + Send + 'static,
+        reply: impl FnOnce(&Core, Outcome<T>) + Send + 'static,
+    ) {
+        run_in(&self.patience, who.uid, &self.core, move |core| {
+            reply(core, core.wait_for_owner(who, id, until, || act(core)));
+        });
     }
+}
+
+/// Where a request is handled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// Where it arrives.
+    Here,
+    /// There, too, as long as threads remain for others: it may take long.
+    MayWait,
+    /// On threads of its own: it has the kernel drop pages of a file, and so waits for reads and writes of
+    /// them, which the session's own threads handle.
+    Invalidating,
+}
+
+fn run_in(pool: &Pool, uid: u32, core: &Arc<Core>, job: impl FnOnce(&Core) + Send + 'static) {
+    let core = Arc::clone(core);
+    pool.run_for(uid, move || contain(|| job(&core)));
 }

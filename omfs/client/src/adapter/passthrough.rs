@@ -5,6 +5,8 @@
 //! kept until the last release.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,8 +17,10 @@ use omfs_sys as sys;
 /// How an open file's data travels.
 #[derive(Clone, Debug)]
 pub enum Mode {
-    /// Every read and write is a request; nothing is cached.
+    /// Every read and write is a request; nothing is cached but for mappings.
     Direct,
+    /// The same, and the kernel refuses to map the file: mappings would be the backing file's, which has none.
+    Unmappable(Arc<Backing>),
     /// The kernel uses the backing file.
     Passthrough(Arc<Backing>),
 }
@@ -26,8 +30,12 @@ impl Mode {
     pub fn backing(&self) -> u32 {
         match self {
             Self::Direct => 0,
-            Self::Passthrough(backing) => backing.number,
+            Self::Unmappable(backing) | Self::Passthrough(backing) => backing.number,
         }
+    }
+
+    pub fn is_unmappable(&self) -> bool {
+        matches!(self, Self::Unmappable(_))
     }
 }
 
@@ -55,6 +63,8 @@ struct Chosen {
 #[derive(Debug)]
 pub struct Modes {
     table: Mutex<HashMap<u64, Chosen>>,
+    /// The backing file of all that is not to be mapped.
+    refusing: Mutex<Option<Arc<Backing>>>,
     fuse: Arc<OwnedFd>,
 }
 
@@ -63,6 +73,7 @@ impl Modes {
     pub fn new(fuse: OwnedFd) -> Self {
         Self {
             table: Mutex::default(),
+            refusing: Mutex::default(),
             fuse: Arc::new(fuse),
         }
     }
@@ -91,9 +102,56 @@ impl Modes {
         chosen.mode.clone()
     }
 
+    /// The way of one more open of a file that must not be mapped from now on. Those who have it open
+    /// and have not mapped it yet cannot any more, either.
+    ///
+    /// # Errors
+    /// The kernel has no passthrough, by which it is told so.
+    pub fn enter_unmappable(&self, id: u64) -> io::Result<Mode> {
+        let refusing = self.refusing()?;
+        Ok(note_unmappable(&mut self.lock(), id, refusing))
+    }
+
+    fn refusing(&self) -> io::Result<Arc<Backing>> {
+        let mut refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(backing) = &*refusing {
+            return Ok(Arc::clone(backing));
+        }
+        let file = File::open(NOT_MAPPABLE)?;
+        let number = sys::fuse::open_backing(self.fuse.as_fd(), file.as_fd())?;
+        let backing = Arc::new(Backing {
+            number,
+            fuse: Arc::clone(&self.fuse),
+        });
+        Ok(Arc::clone(refusing.insert(backing)))
+    }
+
     /// An open that the kernel was told of by a predecessor. `backing`: 0 for none.
-    pub fn inherit(&self, id: u64, backing: u32) {
-        self.enter(id, || (backing != 0).then_some(backing));
+    pub fn inherit(&self, id: u64, backing: u32, unmappable: bool) {
+        if unmappable {
+            let refusing = self.inherited_refusing(backing);
+            note_unmappable(&mut self.lock(), id, refusing);
+        } else {
+            self.enter(id, || (backing != 0).then_some(backing));
+        }
+    }
+
+    /// All sessions of a mount use the same one, since the kernel wants one of each file.
+    fn inherited_refusing(&self, number: u32) -> Arc<Backing> {
+        let mut refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        let inherited = || {
+            Arc::new(Backing {
+                number,
+                fuse: Arc::clone(&self.fuse),
+            })
+        };
+        Arc::clone(refusing.get_or_insert_with(inherited))
+    }
+
+    /// Has the kernel write back and drop all pages that it holds of a file for mappings.
+    pub fn drop_pages(&self, id: u64) {
+        // It has none of a file that it does not know. What cannot be written is told at msync(2).
+        let _ = sys::fuse::invalidate_pages(self.fuse.as_fd(), id);
     }
 
     /// One open of a file is over.
@@ -107,6 +165,21 @@ impl Modes {
         }
     }
 }
+
+fn note_unmappable(table: &mut HashMap<u64, Chosen>, id: u64, refusing: Arc<Backing>) -> Mode {
+    let chosen = table.entry(id).or_insert(Chosen {
+        mode: Mode::Direct,
+        opens: 0,
+    });
+    chosen.opens += 1;
+    if matches!(chosen.mode, Mode::Direct) {
+        chosen.mode = Mode::Unmappable(refusing);
+    }
+    chosen.mode.clone()
+}
+
+/// A regular file that has no mmap(2): the kernel answers ENODEV.
+const NOT_MAPPABLE: &str = "/proc/self/ns/uts";
 
 /// Filesystems whose files hold plain data. Files of procfs, sysfs and the like make up their
 /// content as they are read, some only through calls that passthrough does not use.

@@ -14,7 +14,9 @@ use proto::v1::Attr;
 use super::Adapter;
 use super::convert::{error, file_attr};
 use super::passthrough::{Mode, plain};
+use crate::caller::Who;
 use crate::core::{Core, Found, Opened, Outcome, XattrAnswer};
+use omfs_service::Errno;
 
 /// Nothing is believed for longer than the request it came with.
 pub const TTL: Duration = Duration::ZERO;
@@ -81,31 +83,97 @@ impl Adapter {
         })
     }
 
-    pub fn reply_opened(&self, reply: ReplyOpen, id: u64, opened: Opened) {
+    /// A file that others write is opened so that it cannot be mapped.
+    ///
+    /// # Errors
+    /// `ETXTBSY` where a mapping exists already; `EINVAL` for `O_DIRECT`, which the kernel demands of the
+    /// backing file, too.
+    fn enter_unmappable(&self, id: u64, flags: i32) -> Outcome<Mode> {
+        if self.core.mapping(id).is_used {
+            return Err(Errno(libc::ETXTBSY));
+        }
+        if flags & libc::O_DIRECT != 0 {
+            return Err(Errno(libc::EINVAL));
+        }
+        self.modes.enter_unmappable(id).map_err(|error| {
+            tracing::info!(id, "a mapping cannot be refused: {error}");
+            Errno(libc::ETXTBSY)
+        })
+    }
+
+    fn mode_of(
+        &self,
+        id: u64,
+        (opened, flags): (Opened, i32),
+        open_backing: impl FnOnce(OwnedFd) -> io::Result<BackingId>,
+    ) -> Outcome<Mode> {
+        let mode = if opened.unmappable && self.maps_remote {
+            self.enter_unmappable(id, flags)?
+        } else {
+            self.enter_mode(id, opened, open_backing)
+        };
+        let backing = (mode.backing(), mode.is_unmappable());
+        self.core.note_open(id, opened.fh, backing);
+        Ok(mode)
+    }
+
+    pub fn reply_opened(
+        &self,
+        who: Who,
+        reply: ReplyOpen,
+        id: u64,
+        (opened, flags): (Opened, i32),
+    ) {
         let fh = FileHandle(opened.fh);
-        let mode = self.enter_mode(id, opened, |fd| reply.open_backing(fd));
-        self.core.note_open(id, opened.fh, mode.backing());
-        match mode {
-            Mode::Direct => reply.opened(fh, FopenFlags::FOPEN_DIRECT_IO),
-            Mode::Passthrough(_) => backing::opened(reply, fh, mode.backing()),
+        match self.mode_of(id, (opened, flags), |fd| reply.open_backing(fd)) {
+            Ok(Mode::Direct) => reply.opened(fh, FopenFlags::FOPEN_DIRECT_IO),
+            Ok(mode) => backing::opened(reply, fh, fopen_flags(&mode), mode.backing()),
+            Err(problem) => {
+                let _ = self.core.release(who, opened.fh, None);
+                reply.error(error(problem));
+            }
         }
     }
 
-    pub fn reply_created(&self, reply: ReplyCreate, found: &Found, opened: Opened) {
+    pub fn reply_created(
+        &self,
+        who: Who,
+        reply: ReplyCreate,
+        found: &Found,
+        (opened, flags): (Opened, i32),
+    ) {
         let fh = FileHandle(opened.fh);
-        let mode = self.enter_mode(found.id, opened, |fd| reply.open_backing(fd));
-        let Some(attr) = file_attr(found.id, &found.attr) else {
-            return reply.error(fuser::Errno::EIO);
-        };
-        self.core.note_open(found.id, opened.fh, mode.backing());
+        let attr = file_attr(found.id, &found.attr).ok_or(Errno(libc::EIO));
+        let mode = attr.and_then(|attr| {
+            let mode = self.mode_of(found.id, (opened, flags), |fd| reply.open_backing(fd))?;
+            Ok((attr, mode))
+        });
         match mode {
-            Mode::Direct => {
+            Ok((attr, Mode::Direct)) => {
                 let flags = FopenFlags::FOPEN_DIRECT_IO;
                 reply.created(&TTL, &attr, GENERATION, fh, flags);
             }
-            Mode::Passthrough(_) => {
-                backing::created(reply, (&attr, TTL), GENERATION, fh, mode.backing())
+            Ok((attr, mode)) => {
+                backing::created(
+                    reply,
+                    (&attr, TTL),
+                    GENERATION,
+                    fh,
+                    (fopen_flags(&mode), mode.backing()),
+                );
+            }
+            Err(problem) => {
+                let _ = self.core.release(who, opened.fh, None);
+                self.core.forget(found.id, 1);
+                reply.error(error(problem));
             }
         }
+    }
+}
+
+fn fopen_flags(mode: &Mode) -> FopenFlags {
+    match mode {
+        Mode::Direct | Mode::Unmappable(_) => FopenFlags::FOPEN_DIRECT_IO,
+        Mode::Passthrough(_) => FopenFlags::empty(),
     }
 }

@@ -61,12 +61,12 @@ pub fn resume(fuse: OwnedFd, config: FsConfig, journal: &Path) -> io::Result<Ses
 
 fn inherit(modes: &Modes, left: &Left) {
     for open in left.opens.iter().filter(|open| !open.directory) {
-        modes.inherit(open.id, open.backing);
+        modes.inherit(open.id, open.backing, open.unmappable);
     }
 }
 
 /// struct fuse_in_header and struct fuse_init_in, in this machine's byte order.
-fn init_request() -> Vec<u8> {
+pub(super) fn init_request() -> Vec<u8> {
     let wanted = CAPABILITIES
         .into_iter()
         .chain([InitFlags::FUSE_PASSTHROUGH, InitFlags::FUSE_INIT_EXT]);

@@ -6,63 +6,28 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use proto::ids::NodeId;
 use proto::v1::fs_reply::Result as Answer;
 use proto::v1::fs_request::Op;
-use proto::v1::{Caller, DeputyFile, Lookup, NodeArg, Open as OpenArg};
+use proto::v1::{
+    Caller, DeputyFile, Lookup, NodeArg, Open as OpenArg, Opened as OpenedAgain, Release,
+};
 
 use super::behind::WriteBehind;
 use super::files::owner_flags;
 use super::opens::{Open, OpenDir, OpenFile};
 use super::{Core, FilePlace, Outcome, Place, ROOT_HANDLE, Route, entry_of, errno};
-use crate::caller::{self, Who};
 use crate::inodes::Path;
 use crate::namespace::{self, Synthetic};
 use omfs_service::{Errno, FsAnswer};
 
 /// Directories above a file that are looked up again for it.
 const DEPTH_MAX: usize = 128;
-/// How long a guest waits for its home's daemon, which may be restarting: if the home itself is
-/// dead its supervisor ends it long before.
-const HOME_WAIT: Duration = Duration::from_secs(30);
 /// Guests that are asked for in the place of one that has ended.
 const STAND_INS_MAX: usize = 8;
-const HOME_POLL: Duration = Duration::from_millis(20);
 
 impl Core {
-    /// Does something for a caller. Guests do not notice that their home's daemon restarts: what
-    /// fails because it is not there is tried again.
-    pub fn patiently<T>(
-        &self,
-        who: Who,
-        id: u64,
-        mut act: impl FnMut() -> Outcome<T>,
-    ) -> Outcome<T> {
-        let mut outcome = act();
-        if !matches!(outcome, Err(Errno(libc::EHOSTDOWN))) || !self.is_at_home(who, id) {
-            return outcome;
-        }
-        let deadline = Instant::now() + HOME_WAIT;
-        while matches!(outcome, Err(Errno(libc::EHOSTDOWN))) && Instant::now() < deadline {
-            if caller::is_interrupted(who.pid) {
-                return Err(errno(libc::EINTR));
-            }
-            std::thread::sleep(HOME_POLL);
-            outcome = act();
-        }
-        outcome
-    }
-
-    /// Whether the caller is a guest and a file is its home's.
-    fn is_at_home(&self, who: Who, id: u64) -> bool {
-        let Some(guest) = self.config.guests.guest(who.pid) else {
-            return false;
-        };
-        guest.home != self.myself() && self.owner(id) == Some(guest.home)
-    }
-
     /// The node that has a file.
     pub(super) fn owner(&self, id: u64) -> Option<NodeId> {
         match Synthetic::of(id) {
@@ -175,7 +140,16 @@ impl Core {
             flags: owner_flags(open.flags) & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC),
         });
         let opened = self.open_again(&place, &open.opener, op)?;
-        Ok((place, opened))
+        if opened.unmappable && open.was_stored.load(Ordering::Relaxed) {
+            // Others may have mapped it meanwhile: what this node has mapped must not be used any more.
+            let release = Op::Release(Release {
+                fh: opened.fh,
+                flock_owner: None,
+            });
+            let _ = self.ask(&place.route, Caller::default(), release);
+            return Err(errno(libc::ESTALE));
+        }
+        Ok((place, opened.fh))
     }
 
     fn successor(&self, open: &OpenFile, place: FilePlace, fh: u64) -> Arc<OpenFile> {
@@ -193,6 +167,8 @@ impl Core {
             opener: Arc::clone(&open.opener),
             writable: open.writable,
             was_locked: AtomicBool::new(false),
+            was_mapped: AtomicBool::new(open.was_mapped.load(Ordering::Relaxed)),
+            was_stored: AtomicBool::new(open.was_stored.load(Ordering::Relaxed)),
             lock_owners: Mutex::default(),
             reopening: Mutex::default(),
         })
@@ -210,7 +186,7 @@ impl Core {
         let opened = self.open_again(&place, &dir.opener, op)?;
         let again = Arc::new(OpenDir {
             route: place.route,
-            fh: opened,
+            fh: opened.fh,
             id: dir.id,
             opener: Arc::clone(&dir.opener),
             view: dir.view,
@@ -242,12 +218,12 @@ impl Core {
         answer
     }
 
-    fn open_again(&self, place: &FilePlace, opener: &Caller, op: Op) -> Outcome<u64> {
+    fn open_again(&self, place: &FilePlace, opener: &Caller, op: Op) -> Outcome<OpenedAgain> {
         let answer = self.ask_as(&place.route, opener, op);
         let answer = answer.inspect_err(|error| tracing::info!("not opened again: {error}"));
         let answer = answer.map_err(lost)?;
         match answer.reply.result {
-            Some(Answer::Opened(opened)) => Ok(opened.fh),
+            Some(Answer::Opened(opened)) => Ok(opened),
             _ => Err(errno(libc::EPROTO)),
         }
     }

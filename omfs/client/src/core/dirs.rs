@@ -48,7 +48,7 @@ impl Core {
             Place::File(place) => self.open_dir(who, id, place)?,
         };
         let fh = self.opens.insert(open);
-        self.note_open(id, fh, 0);
+        self.note_open(id, fh, (0, false));
         Ok(fh)
     }
 

@@ -16,7 +16,7 @@ use super::ahead::ReadAhead;
 use super::behind::WriteBehind;
 use super::change::NewName;
 use super::holding::count_within;
-use super::opens::{Open, OpenFile};
+use super::opens::{Mapping, Open, OpenFile};
 use super::unsent::{stamp_of, written};
 use super::{Core, Found, Outcome, Place, Route, count_of, entry_of, errno};
 use crate::caller::Who;
@@ -34,6 +34,8 @@ pub struct Opened {
     pub fh: u64,
     /// The local export's handle, when the file is a regular file of this node.
     pub local_fh: Option<u64>,
+    /// Others have it open for writing: no shared writable mapping of it may be made.
+    pub unmappable: bool,
 }
 
 /// A stretch of a file to be preallocated, punched or the like: fallocate(2).
@@ -46,6 +48,11 @@ pub struct Stretch {
 
 pub(super) fn is_writable(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// Whether a shared writable mapping can be made of what is opened with these flags.
+fn is_mappable(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
 /// Open flags as the owner shall see them: O_DIRECT would demand aligned buffers of our network
@@ -65,7 +72,7 @@ impl Core {
         self.ask(&open.route, caller, op)
     }
 
-    fn insert_file(&self, mut open: OpenFile) -> Opened {
+    fn insert_file(&self, mut open: OpenFile, unmappable: bool) -> Opened {
         let is_local = open.route.node == self.myself();
         let local_fh = is_local.then_some(open.fh);
         let writes_behind = open.writable && open.route.service.lease_client().is_some();
@@ -75,7 +82,11 @@ impl Core {
             open
         });
         let fh = self.opens.insert(Open::File(open));
-        Opened { fh, local_fh }
+        Opened {
+            fh,
+            local_fh,
+            unmappable,
+        }
     }
 
     pub(super) fn reads_ahead(&self, route: &Route, flags: i32) -> Option<Arc<ReadAhead>> {
@@ -95,20 +106,25 @@ impl Core {
         });
         let caller = self.caller(who, place.route.node);
         match self.ask(&place.route, caller.clone(), op)?.reply.result {
-            Some(Answer::Opened(opened)) => Ok(self.insert_file(OpenFile {
-                ahead: self.reads_ahead(&place.route, flags),
-                behind: None,
-                route: place.route,
-                handle: place.handle,
-                fh: opened.fh,
-                id,
-                flags,
-                opener: self.keep(caller),
-                writable: is_writable(flags),
-                was_locked: AtomicBool::new(false),
-                lock_owners: Mutex::default(),
-                reopening: Mutex::default(),
-            })),
+            Some(Answer::Opened(opened)) => {
+                let file = OpenFile {
+                    ahead: self.reads_ahead(&place.route, flags),
+                    behind: None,
+                    route: place.route,
+                    handle: place.handle,
+                    fh: opened.fh,
+                    id,
+                    flags,
+                    opener: self.keep(caller),
+                    writable: is_writable(flags),
+                    was_locked: AtomicBool::new(false),
+                    was_mapped: AtomicBool::new(false),
+                    was_stored: AtomicBool::new(false),
+                    lock_owners: Mutex::default(),
+                    reopening: Mutex::default(),
+                };
+                Ok(self.insert_file(file, opened.unmappable && is_mappable(flags)))
+            }
             _ => Err(errno(libc::EPROTO)),
         }
     }
@@ -122,7 +138,11 @@ impl Core {
         }
         let content = Bytes::from(self.status_content(index)?);
         let fh = self.opens.insert(Open::Text(content));
-        Ok(Opened { fh, local_fh: None })
+        Ok(Opened {
+            fh,
+            local_fh: None,
+            unmappable: false,
+        })
     }
 
     pub fn create(
@@ -145,6 +165,7 @@ impl Core {
         };
         let entry = entry_of(self.ask(&place.route, caller.clone(), op)?)?;
         let (handle, fh) = (entry.node, entry.fh);
+        let unmappable = entry.unmappable && is_mappable(flags);
         let origin = self.origin(caller, Path::Name(new.parent, new.name.into()));
         let opener = Arc::clone(&origin.caller);
         let found = match self.remember(&place.route, place.view, entry, &origin) {
@@ -158,7 +179,7 @@ impl Core {
                 return Err(error);
             }
         };
-        let opened = self.insert_file(OpenFile {
+        let file = OpenFile {
             ahead: None,
             behind: None,
             route: place.route,
@@ -169,10 +190,17 @@ impl Core {
             opener,
             writable: is_writable(flags),
             was_locked: AtomicBool::new(false),
+            was_mapped: AtomicBool::new(false),
+            was_stored: AtomicBool::new(false),
             lock_owners: Mutex::default(),
             reopening: Mutex::default(),
-        });
-        Ok((found, opened))
+        };
+        Ok((found, self.insert_file(file, unmappable)))
+    }
+
+    /// What is known of the mappings of a file of another node.
+    pub fn mapping(&self, id: u64) -> Mapping {
+        self.opens.mapping(id)
     }
 
     /// A descriptor for FUSE passthrough, of a file opened at this node.

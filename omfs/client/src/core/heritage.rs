@@ -98,6 +98,8 @@ impl Core {
                     .map(|spool| WriteBehind::new(weak.clone(), &self.holding, Some(spool))),
                 lock_owners: Mutex::default(),
                 was_locked: AtomicBool::new(open.locked),
+                was_mapped: AtomicBool::new(open.stored),
+                was_stored: AtomicBool::new(open.stored),
                 reopening: Mutex::default(),
             }))
         })
@@ -118,8 +120,8 @@ impl Core {
     }
 
     /// Leaves word of something that was opened; to be called before the kernel is told.
-    /// `backing`: passthrough's number of the backing file, 0 for none.
-    pub fn note_open(&self, id: u64, fh: u64, backing: u32) {
+    /// `backing`: the number of the backing file, 0 for none; `unmappable`: it only refuses mappings.
+    pub fn note_open(&self, id: u64, fh: u64, (backing, unmappable): (u32, bool)) {
         if !self.journal.is_kept() {
             return;
         }
@@ -127,12 +129,14 @@ impl Core {
             fh,
             id,
             backing,
+            unmappable,
             ..KnownOpen::default()
         };
         match self.opens.get(fh) {
             Some(Open::File(file)) => {
                 note.flags = file.flags;
                 note.locked = file.was_locked.load(Ordering::Relaxed);
+                note.stored = file.was_stored.load(Ordering::Relaxed);
                 note.caller = Some((*file.opener).clone());
             }
             Some(Open::Dir(dir)) => {
@@ -160,6 +164,22 @@ impl Core {
     fn tend_journal(&self, due: RewriteDue) {
         if due.0 {
             self.journal.rewrite_if_due(self.inodes().all());
+        }
+    }
+
+    /// The kernel reads pages of a file for a mapping.
+    pub fn note_mapped(&self, fh: u64) {
+        if let Some(open) = self.opens.file(fh) {
+            open.was_mapped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The kernel writes pages of a mapping back.
+    pub fn note_stored(&self, fh: u64) {
+        self.note_mapped(fh);
+        let open = self.opens.file(fh);
+        if open.is_some_and(|open| !open.was_stored.swap(true, Ordering::Relaxed)) {
+            self.tend_journal(self.journal.change(fh, |open| open.stored = true));
         }
     }
 

@@ -1,7 +1,8 @@
 //! Which writes are held back, and when they are sent.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use proto::v1::Write;
@@ -12,6 +13,7 @@ use super::opens::OpenFile;
 use super::unsent::{stamp_of, written};
 use super::{Core, Outcome, errno};
 use crate::caller::Who;
+use crate::pool::Pool;
 use crate::spool::Spool;
 use omfs_service::lease::LeaseHolder;
 
@@ -31,6 +33,63 @@ pub struct Holding {
     is_over: AtomicBool,
     core: OnceLock<Weak<Core>>,
     is_rescuing: AtomicBool,
+    timer: Timer,
+}
+
+/// What is to be sent when its time has come, the earliest first: all wait for the same time.
+#[derive(Clone, Debug, Default)]
+struct Timer(Arc<Mutex<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    queue: VecDeque<(Instant, Arc<WriteBehind>)>,
+    has_thread: bool,
+}
+
+impl Timer {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send_later(&self, behind: Arc<WriteBehind>, pool: &Pool) {
+        let mut waiting = self.lock();
+        waiting.queue.push_back((Instant::now() + HOLD, behind));
+        if std::mem::replace(&mut waiting.has_thread, true) {
+            return;
+        }
+        drop(waiting);
+        let (timer, pool) = (self.clone(), pool.clone());
+        let thread = std::thread::Builder::new().name("omfs-hold".into());
+        if thread.spawn(move || timer.run(&pool)).is_err() {
+            // Everything is sent at once, and the next one tries again.
+            let mut waiting = self.lock();
+            waiting.has_thread = false;
+            let queue = std::mem::take(&mut waiting.queue);
+            drop(waiting);
+            queue.iter().for_each(|(_, behind)| behind.send_held());
+        }
+    }
+
+    /// Ends when nothing waits.
+    fn run(&self, pool: &Pool) {
+        loop {
+            let mut waiting = self.lock();
+            let Some((due, _)) = waiting.queue.front() else {
+                waiting.has_thread = false;
+                return;
+            };
+            let left = due.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                drop(waiting);
+                std::thread::sleep(left);
+                continue;
+            }
+            if let Some((_, behind)) = waiting.queue.pop_front() {
+                drop(waiting);
+                pool.run(move || behind.send_held());
+            }
+        }
+    }
 }
 
 impl Holding {
@@ -189,13 +248,10 @@ impl Core {
     /// Sends what is held back once it has waited long enough, or at once when it is a full piece.
     fn send_soon(&self, behind: &Arc<WriteBehind>) {
         let behind = Arc::clone(behind);
-        let is_full = behind.held() >= PIECE_BYTES_FULL;
-        self.behind_pool.run(move || {
-            if !is_full {
-                std::thread::sleep(HOLD);
-            }
-            behind.send_held();
-        });
+        if behind.held() < PIECE_BYTES_FULL {
+            return self.holding.timer.send_later(behind, &self.behind_pool);
+        }
+        self.behind_pool.run(move || behind.send_held());
     }
 
     /// Writes at the owner, and asks for a lease by the way. Only one thread at a time does, for

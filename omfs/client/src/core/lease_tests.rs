@@ -119,6 +119,7 @@ impl Owner {
             guests: Arc::new(NoGuests),
             status: Arc::new(NoStatus),
             threads: 3,
+            owner_wait: Duration::ZERO,
             passthrough: false,
         };
         Core::new(config, journal)

@@ -46,6 +46,7 @@ impl Core {
             pid: request.pid.cast_signed(),
             flock,
             wait: false,
+            stored: self.mapping(open.id).is_stored_into,
         }
     }
 
@@ -123,7 +124,7 @@ impl Core {
                 r#type: libc::F_UNLCK.cast_unsigned(),
                 pid: who.pid,
                 flock: false,
-                wait: false,
+                ..Lock::default()
             };
             let caller = self.caller_without_groups(who, open.route.node);
             // The release that follows ends them at the owner in any case.

@@ -16,6 +16,7 @@ mod lease_tests;
 mod locks;
 mod lookup;
 mod opens;
+mod outages;
 mod special;
 mod synthetic;
 #[cfg(test)]
@@ -42,10 +43,13 @@ use omfs_service::{Errno, FileService, FsAnswer};
 
 pub use attrs::XattrAnswer;
 pub use change::NewName;
+pub use dirs::DirItem;
 pub use files::{Opened, Stretch};
 use holding::Holding;
 pub use locks::LockRequest;
 use opens::Opens;
+pub use outages::UNSURE;
+use outages::{Outages, is_repeatable};
 use waiters::LockWaiters;
 
 /// The handle of an export's root, by contract (fs.proto).
@@ -113,6 +117,7 @@ pub struct Core {
     /// The caller of the last lookup: mostly the next one's, too.
     last_caller: Mutex<Arc<Caller>>,
     waiters: LockWaiters,
+    outages: Outages,
     started: Time,
 }
 
@@ -138,6 +143,7 @@ impl Core {
             kept_bytes: Arc::default(),
             last_caller: Mutex::default(),
             waiters: LockWaiters::default(),
+            outages: Outages::default(),
             started: now(),
         }
     }
@@ -262,11 +268,15 @@ impl Core {
     }
 
     fn ask_with(&self, route: &Route, caller: Caller, op: Op, payload: &[u8]) -> Outcome<FsAnswer> {
+        let is_repeatable = is_repeatable(&op);
         let request = FsRequest {
             caller: Some(caller),
             op: Some(op),
         };
-        route.service.call(&request, payload, &NEVER)
+        match route.service.call(&request, payload, &NEVER) {
+            Err(Errno(libc::EHOSTDOWN)) if !is_repeatable => Err(errno(UNSURE)),
+            answer => answer,
+        }
     }
 
     /// Takes over an entry that the owner answered: from here on its count is ours to give back.

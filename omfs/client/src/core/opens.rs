@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use proto::v1::Caller;
@@ -37,6 +37,10 @@ pub struct OpenFile {
     /// Whether a lock was ever taken through it: then the loss of the owner's handle, and with it of
     /// the lock, must be noticed.
     pub was_locked: AtomicBool,
+    /// Whether the kernel has read pages of it for a mapping.
+    pub was_mapped: AtomicBool,
+    /// Whether the kernel has written such pages back: the mapping is a writable one.
+    pub was_stored: AtomicBool,
     /// Owners of record locks taken through it that have not closed it yet.
     pub lock_owners: Mutex<HashSet<u64>>,
     /// Held while the file is opened again on another connection.
@@ -75,52 +79,103 @@ pub enum Open {
     List(Arc<Vec<DirItem>>),
 }
 
-/// The table of what is open, by this session's own handles.
-#[derive(Debug, Default)]
-pub struct Opens {
-    table: RwLock<HashMap<u64, Open>>,
-    last: AtomicU64,
+/// What is known of the mappings of a file of another node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mapping {
+    /// The kernel may hold pages of it.
+    pub is_used: bool,
+    /// Such pages were written back.
+    pub is_stored_into: bool,
 }
 
-impl Opens {
-    pub fn insert(&self, open: Open) -> u64 {
-        let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.insert(fh, open);
-        fh
+#[derive(Debug, Default)]
+struct Table {
+    by_handle: HashMap<u64, Open>,
+    /// The handles of each file, by its number.
+    by_file: HashMap<u64, Vec<u64>>,
+}
+
+impl Table {
+    fn insert(&mut self, fh: u64, open: Open) {
+        self.remove(fh);
+        if let Open::File(file) = &open {
+            self.by_file.entry(file.id).or_default().push(fh);
+        }
+        self.by_handle.insert(fh, open);
     }
 
-    pub fn get(&self, fh: u64) -> Option<Open> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.get(&fh).cloned()
+    fn remove(&mut self, fh: u64) -> Option<Open> {
+        let open = self.by_handle.remove(&fh)?;
+        if let Open::File(file) = &open
+            && let Some(handles) = self.by_file.get_mut(&file.id)
+        {
+            handles.retain(|other| *other != fh);
+            if handles.is_empty() {
+                self.by_file.remove(&file.id);
+            }
+        }
+        Some(open)
     }
 
-    pub fn file(&self, fh: u64) -> Option<Arc<OpenFile>> {
-        match self.get(fh)? {
+    fn file(&self, fh: u64) -> Option<&Arc<OpenFile>> {
+        match self.by_handle.get(&fh)? {
             Open::File(file) => Some(file),
             _ => None,
         }
     }
 
+    fn of_file(&self, id: u64) -> impl Iterator<Item = (u64, &Arc<OpenFile>)> {
+        let handles = self.by_file.get(&id).into_iter().flatten();
+        handles.filter_map(|fh| Some((*fh, self.file(*fh)?)))
+    }
+}
+
+/// The table of what is open, by this session's own handles.
+#[derive(Debug, Default)]
+pub struct Opens {
+    table: RwLock<Table>,
+    last: AtomicU64,
+}
+
+impl Opens {
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn insert(&self, open: Open) -> u64 {
+        let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.write().insert(fh, open);
+        fh
+    }
+
+    pub fn get(&self, fh: u64) -> Option<Open> {
+        self.read().by_handle.get(&fh).cloned()
+    }
+
+    pub fn file(&self, fh: u64) -> Option<Arc<OpenFile>> {
+        self.read().file(fh).cloned()
+    }
+
     pub fn remove(&self, fh: u64) -> Option<Open> {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.remove(&fh)
+        self.write().remove(fh)
     }
 
     /// Everything that is open of one file, by this session's handles.
     pub fn of_file(&self, id: u64) -> Vec<(u64, Arc<OpenFile>)> {
-        self.files(|file| file.id == id)
+        let table = self.read();
+        let files = table.of_file(id);
+        files.map(|(fh, file)| (fh, Arc::clone(file))).collect()
     }
 
     /// Everything through which something may be held back.
     pub fn writers(&self) -> Vec<(u64, Arc<OpenFile>)> {
-        self.files(|file| file.behind.is_some())
-    }
-
-    fn files(&self, wanted: impl Fn(&OpenFile) -> bool) -> Vec<(u64, Arc<OpenFile>)> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let files = table.iter().filter_map(|(fh, open)| match open {
-            Open::File(file) if wanted(file) => Some((*fh, Arc::clone(file))),
+        let table = self.read();
+        let files = table.by_handle.iter().filter_map(|(fh, open)| match open {
+            Open::File(file) if file.behind.is_some() => Some((*fh, Arc::clone(file))),
             _ => None,
         });
         files.collect()
@@ -129,23 +184,31 @@ impl Opens {
     /// Takes over what a predecessor had open under `fh`.
     pub fn inherit(&self, fh: u64, open: Open) {
         self.last.fetch_max(fh, Ordering::Relaxed);
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.insert(fh, open);
+        self.write().insert(fh, open);
     }
 
     /// Puts another owner's handle in the place of one that is gone; `None` if the file was closed
     /// meanwhile.
     pub fn replace(&self, fh: u64, open: Open) -> Option<()> {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        *table.get_mut(&fh)? = open;
+        let mut table = self.write();
+        table.by_handle.get(&fh)?;
+        table.insert(fh, open);
         Some(())
     }
 
     /// Whether a file is open for writing through this session.
     pub fn has_writer(&self, id: u64) -> bool {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table
-            .values()
-            .any(|open| matches!(open, Open::File(file) if file.id == id && file.writable))
+        self.read().of_file(id).any(|(_, file)| file.writable)
+    }
+
+    /// Whether the kernel may hold pages of a file for mappings, and has written some back.
+    pub fn mapping(&self, id: u64) -> Mapping {
+        let table = self.read();
+        let mut mapping = Mapping::default();
+        for (_, file) in table.of_file(id) {
+            mapping.is_used |= file.was_mapped.load(Ordering::Relaxed);
+            mapping.is_stored_into |= file.was_stored.load(Ordering::Relaxed);
+        }
+        mapping
     }
 }

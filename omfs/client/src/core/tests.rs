@@ -52,6 +52,7 @@ fn entry(name: &[u8]) -> Entry {
         node: number,
         fh: 5,
         attr: Some(attr),
+        ..Entry::default()
     }
 }
 
@@ -163,6 +164,7 @@ fn world() -> (Arc<World>, Core) {
         guests: world.clone(),
         status: world.clone(),
         threads: 3,
+        owner_wait: std::time::Duration::ZERO,
         passthrough: false,
     };
     let core = Core::new(config, Journal::none());

@@ -147,6 +147,7 @@ impl Mounter {
             guests: Arc::new(Guests(Arc::clone(&context.jobs))),
             status: Arc::new(Status::new(context)),
             threads: FUSE_THREADS,
+            owner_wait: context.config.mount.owner_wait_ms.duration(),
             passthrough: true,
         }
     }

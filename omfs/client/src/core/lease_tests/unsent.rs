@@ -113,7 +113,7 @@ fn doomed() -> Doomed {
     let core = owner.client_with(2, proxy.address, journal);
     let (fh, at) = stuck(&owner, &proxy, &core);
     let id = core.opens.file(fh).unwrap().id;
-    core.note_open(id, fh, 0);
+    core.note_open(id, fh, (0, false));
     Doomed {
         owner,
         dir,

@@ -8,6 +8,7 @@
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -28,20 +29,51 @@ use omfs_service::lease::{Duty, LeaseBook, LeaseClient, LeaseHolder};
 const NAP: Duration = Duration::from_millis(10);
 /// How long the keeper listens before it looks whether there is anything else to do.
 const LISTEN_MS: u16 = 250;
+/// Leases that are given up at the same time.
+const GIVING_UP_MAX: usize = 16;
+
+/// Gives recalled leases up side by side, so that one slow file does not let the time of all others run
+/// out.
+#[derive(Debug, Default)]
+struct GivingUp {
+    under_way: Arc<AtomicUsize>,
+}
+
+impl GivingUp {
+    fn start(&self, session: &Weak<FsSession>, lease: u64, holder: Option<Arc<dyn LeaseHolder>>) {
+        let is_free = self.under_way.fetch_add(1, Ordering::AcqRel) < GIVING_UP_MAX;
+        let done = Arc::clone(&self.under_way);
+        if let Some(holder) = holder.clone().filter(|_| is_free) {
+            let session = Weak::clone(session);
+            let job = move || {
+                give_up(&session, lease, Some(holder));
+                done.fetch_sub(1, Ordering::AcqRel);
+            };
+            let name = thread::Builder::new().name("omfs-give-up".into());
+            if name.spawn(job).is_ok() {
+                return;
+            }
+        }
+        give_up(session, lease, holder);
+        self.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn give_up(session: &Weak<FsSession>, lease: u64, holder: Option<Arc<dyn LeaseHolder>>) {
+    if let Some(holder) = holder {
+        holder.give_up();
+    }
+    if let Some(session) = session.upgrade() {
+        session.tell(What::Returned(lease));
+    }
+}
 
 fn keep(session: &Weak<FsSession>, socket: &TcpStream, book: &LeaseBook) {
+    let giving_up = GivingUp::default();
     loop {
         match book.next_duty() {
             Duty::End => return,
-            Duty::GiveUp(lease, holder) => {
-                if let Some(holder) = holder {
-                    holder.give_up();
-                }
-                let Some(session) = session.upgrade() else {
-                    return;
-                };
-                session.tell(What::Returned(lease));
-            }
+            Duty::GiveUp(lease, holder) => giving_up.start(session, lease, holder),
             Duty::Listen => {
                 let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
                 if !matches!(poll(&mut fds, PollTimeout::from(LISTEN_MS)), Ok(1..)) {
