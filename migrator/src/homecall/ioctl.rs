@@ -1,6 +1,6 @@
 //! ioctl(2) requests that can be made at home, by request code (ioctl_tty(2), ioctl_pipe(2)).
 
-use super::describe::{Length, Shape};
+use super::shape::{Length, Shape};
 
 const INT: Length = Length::Bytes(4);
 const TERMIOS: Length = Length::Bytes(36);

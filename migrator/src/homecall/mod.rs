@@ -9,6 +9,7 @@ pub mod describe;
 pub mod gather;
 mod ioctl;
 pub mod place;
+mod shape;
 
 /// Most bytes one home call moves in each direction. Reads and writes are cut to it, as the manual
 /// allows; other calls that need more go home.

@@ -12,8 +12,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use proto::frame::Frame;
 
-use super::desk::Answers;
-use super::peer::PeerId;
+use super::answers::Answers;
+use super::peer_id::PeerId;
 use crate::control::Command;
 
 /// Most things waiting to be handled; senders wait when it is full.

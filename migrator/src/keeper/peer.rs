@@ -14,6 +14,7 @@ use proto::link::{FrameSink, FrameSource, Link, Outgoing};
 use proto::v1::{JobMessage, job_message::What};
 
 use super::inbox::{InboxSender, Input};
+pub use super::peer_id::PeerId;
 
 /// How often the peer is asked whether it lives.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -26,10 +27,6 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(600);
 const SILENCE_MAX_MOVING: Duration = Duration::from_secs(30);
 /// What one frame of bulk data carries.
 pub const CHUNK_BYTES: usize = 1 << 20;
-
-/// Tells links of one keeper apart.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct PeerId(pub u64);
 
 /// A connected peer.
 #[derive(Debug)]

@@ -14,13 +14,12 @@ use super::{Place, Shim, Target};
 use crate::capture::{CantMove, CaptureError, PageStream, capture, eligibility, identity, pages};
 use crate::control::{Event, Phase, RunState, write_state};
 use crate::image::places;
+pub use crate::keeper::protocol::PROTOCOL_VERSION;
 use crate::keeper::transfer::{Ear, MoveError, send_image, send_pages};
 use crate::keeper::{Answers, Peer};
 use crate::restore::deputy::{forget_moved_signals, release_memory};
 use crate::tracee::{Frozen, TraceeError, options};
 
-/// Version of the messages spoken here.
-pub const PROTOCOL_VERSION: u32 = 1;
 /// How long stopping all threads may take.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a target's reason for closing the link is waited for.

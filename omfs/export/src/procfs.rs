@@ -1,5 +1,7 @@
 //! The links of procfs that mean whoever reads them.
 
+use omfs_sys::procfs::Status;
+
 /// What `/proc/self` or `/proc/thread-self` is to the thread `caller_pid` of this node, given what
 /// the link is to this very thread. `None` for all other links, and for callers from elsewhere.
 pub(super) fn own_link(target: &[u8], caller_pid: i32) -> Option<String> {
@@ -8,11 +10,8 @@ pub(super) fn own_link(target: &[u8], caller_pid: i32) -> Option<String> {
     if caller_pid <= 0 || !(rest.is_empty() || rest.starts_with("/task/")) {
         return None;
     }
-    let status = omfs_sys::procfs::status(caller_pid).ok()?;
-    let process = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Tgid:"))?
-        .trim();
+    let status = Status::read(caller_pid).ok()?;
+    let process = Some(status.text("Tgid")).filter(|pid| !pid.is_empty())?;
     Some(if rest.is_empty() {
         process.to_owned()
     } else {

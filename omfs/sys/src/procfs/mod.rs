@@ -1,15 +1,20 @@
 //! Reading what the kernel says of processes. Names of programs and mount points stand in it, and
 //! may be any bytes.
 
+mod process;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+pub use process::{Mapping, Maps, Stat, Status, descriptors, invalid, processes, threads};
+
 /// What most files of procfs fit in. The kernel says that they are empty, so a buffer that is not
 /// there before would grow from 32 bytes on, with a system call each time.
 const USUAL_BYTES: usize = 16 << 10;
-/// No file of procfs is read beyond this.
-const BYTES_MAX: u64 = 64 << 20;
+/// No file of procfs is read beyond this; a process has 65,530 mappings at most by default, some 700
+/// bytes of smaps each.
+const BYTES_MAX: u64 = 256 << 20;
 
 /// All of a file of procfs.
 ///
@@ -29,6 +34,14 @@ pub fn text(path: impl AsRef<Path>) -> io::Result<String> {
     let bytes = bytes(path)?;
     Ok(String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
+/// The text of a file of procfs that must be UTF-8.
+///
+/// # Errors
+/// As [`text`]; `InvalidData` when it is not UTF-8.
+pub fn utf8(path: impl AsRef<Path>) -> io::Result<String> {
+    String::from_utf8(bytes(path)?).map_err(|_| invalid("encoding"))
 }
 
 /// `/proc/PID/status`, proc_pid_status(5).
