@@ -8,7 +8,7 @@
 //! * [`keeper`], [`journal`] — how a mount outlives its daemon (docs/restart.md).
 //! * [`mount_helper`], [`mount_listener`] — `mount -t fuse.omfs` and the daemon's side of it.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod adapter;
 mod caller;

@@ -1,6 +1,5 @@
 //! System calls that no crate wraps, and what the kernel says of processes.
 
-pub mod backing;
 pub mod fdpass;
 pub mod file;
 pub mod fuse;

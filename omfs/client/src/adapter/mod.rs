@@ -5,6 +5,7 @@ mod filesystem;
 mod passthrough;
 mod replies;
 mod succession;
+mod sys;
 #[cfg(test)]
 mod tests;
 

@@ -8,12 +8,11 @@ use fuser::{
     BackingId, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry,
     ReplyOpen, ReplyWrite, ReplyXattr,
 };
-use omfs_sys::backing;
 use proto::v1::Attr;
 
-use super::Adapter;
 use super::convert::{error, file_attr};
 use super::passthrough::{Mode, plain};
+use super::{Adapter, sys as backing};
 use crate::caller::Who;
 use crate::core::{Core, Found, Opened, Outcome, XattrAnswer};
 use omfs_service::Errno;

@@ -1,5 +1,7 @@
 //! Replies that name a backing file by number: numbers outlive the process that got them.
 
+#![allow(unsafe_code)]
+
 use std::time::Duration;
 
 use fuser::{FileAttr, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyOpen};
