@@ -22,6 +22,10 @@ ssh n1 omfs cluster token | omfs cluster join n1 --token -
 omfs cluster join 192.0.2.1:7780 --token-file token --id 7   # to be /mfs/7",
     ),
     (
+        "cluster remove",
+        "omfs cluster remove n2      # stolen, broken, or to be installed anew",
+    ),
+    (
         "cluster",
         "omfs cluster init lab; omfs daemon      # on the first machine
 omfs cluster token                      # there: prints what the next line needs

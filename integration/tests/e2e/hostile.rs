@@ -65,14 +65,23 @@ fn tokens(lab: &Lab) -> Result<()> {
     withdrawn(lab, &third)
 }
 
+/// The id of the token that is listed with so many uses.
+fn token_id(lab: &Lab, uses: u64) -> Result<String> {
+    let text = lab.sh("n1", "omfs cluster tokens --json")?;
+    let tokens: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+    let mut ids = tokens
+        .iter()
+        .filter(|token| token["uses"].as_u64() == Some(uses));
+    let id = ids.next().and_then(|token| token["id"].as_str());
+    Ok(id.context("no such token")?.to_owned())
+}
+
 /// A token that is listed and withdrawn, without its secret being shown.
 fn withdrawn(lab: &Lab, omfs: &str) -> Result<()> {
     let token = lab.sh("n1", "omfs cluster token --uses 5 --valid 10m")?;
     let listed = lab.sh("n1", "omfs cluster tokens")?;
     ensure!(!listed.contains(token.trim()), "{listed}");
-    let script = "omfs cluster tokens --json | \
-                  grep -B2 '\"uses\": 5' | sed -n 's/.*\"id\": \"\\(.*\\)\".*/\\1/p'";
-    let id = lab.sh("n1", script)?;
+    let id = token_id(lab, 5)?;
     lab.sh(
         "n1",
         &format!("omfs cluster token --withdraw {}", id.trim()),
@@ -87,12 +96,10 @@ fn withdrawn(lab: &Lab, omfs: &str) -> Result<()> {
 /// Guessing tokens costs the one who guesses: others join meanwhile.
 fn guessing(lab: &Lab) -> Result<()> {
     let guesser = second(lab, "n3", "guesser")?;
-    let honest = second(lab, "n2", "honest")?;
+    let honest = second(lab, "n1", "honest")?;
     // A token that is known no longer is as wrong as one that never was.
     let token = lab.sh("n1", "omfs cluster token --uses 9")?;
-    let script = "omfs cluster tokens --json | \
-                  grep -B2 '\"uses\": 9' | sed -n 's/.*\"id\": \"\\(.*\\)\".*/\\1/p'";
-    let id = lab.sh("n1", script)?;
+    let id = token_id(lab, 9)?;
     lab.sh(
         "n1",
         &format!("omfs cluster token --withdraw {}", id.trim()),
@@ -113,7 +120,7 @@ fn guessing(lab: &Lab) -> Result<()> {
         "echo {} | {honest} cluster join 10.77.0.1 --token -",
         token.trim()
     );
-    lab.sh("n2", &join).map(drop)
+    lab.sh("n1", &join).map(drop)
 }
 
 /// Says what becomes of a client with these papers, at the control port and the data port of n2. The

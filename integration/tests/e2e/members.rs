@@ -16,7 +16,13 @@ pub fn tests() -> Vec<Trial> {
     });
     module
         .test("a_member_speaks_for_itself_only", &[], forged)
-        .test("reserved_names_are_refused", &[], reserved);
+        .test("reserved_names_are_refused", &[], reserved)
+        .alone(
+            "a_reinstalled_machine_comes_back_under_its_name",
+            &[],
+            reinstalled,
+        )
+        .alone("a_removed_node_is_refused_by_all", &[], removed);
     module.finish()
 }
 
@@ -74,4 +80,63 @@ fn reserved(lab: &Lab) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// All that a node knew is lost; after its removal it joins under its old name and address.
+fn reinstalled() -> Result<()> {
+    let lab = Lab::up(&with_omfs(3)?)?;
+    until(&lab, "n3", "[ $(omfs nodes | grep -c alive) = 2 ]")?;
+    lab.sh("n3", "cat /mfs/n2/etc/hostname")?;
+    let wipe =
+        "cd /; pkill -KILL -f '^omfs '; sleep 1; umount -l /mfs; rm -rf /var/lib/omfs /run/omfs";
+    lab.sh("n2", wipe)?;
+    let join = |lab: &Lab| -> Result<std::process::Output> {
+        let token = lab.sh("n1", "omfs cluster token")?;
+        let join = format!(
+            "echo {} | omfs cluster join 10.77.0.1 --token -",
+            token.trim()
+        );
+        lab.run("n2", &join)
+    };
+    let refused = join(&lab)?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(said.contains("omfs cluster remove n2"), "{said}");
+    lab.sh("n1", "omfs cluster remove n2")?;
+    let joined = join(&lab)?;
+    ensure!(joined.status.success(), "{joined:?}");
+    lab.sh("n2", START)?;
+    for node in ["n1", "n3"] {
+        until(&lab, node, "[ $(omfs nodes | grep -c alive) = 2 ]")?;
+        let nodes: Vec<_> = listed(&lab, node)?
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        ensure!(nodes.len() == 3, "{node}: {nodes:?}");
+        ensure!(
+            nodes.iter().filter(|name| *name == "n2").count() == 1,
+            "{nodes:?}"
+        );
+        until(&lab, node, "[ $(cat /mfs/n2/etc/hostname) = n2 ]")?;
+    }
+    lab.down()
+}
+
+/// A removed node gets nothing from anybody, not even from one that was away when it was removed.
+fn removed() -> Result<()> {
+    let mut options = with_omfs(3)?;
+    options.mount = false;
+    let lab = Lab::up(&options)?;
+    until(&lab, "n3", "[ $(omfs nodes | grep -c alive) = 2 ]")?;
+    lab.sh("n3", &format!("cd /; {CRASH}"))?;
+    lab.sh("n1", "omfs cluster remove 2")?;
+    lab.sh("n3", START)?;
+    for node in ["n1", "n3"] {
+        until(&lab, node, "omfs status")?;
+        let gone = "! omfs nodes | grep -w n2";
+        until(&lab, node, gone)?;
+        lab.sh(node, &format!("sleep 3; {gone}"))?;
+    }
+    // It still holds its certificate, and sees the others vanish.
+    until(&lab, "n2", "[ $(omfs nodes | grep -c dead) = 2 ]")?;
+    lab.down()
 }

@@ -72,6 +72,8 @@ pub struct Directory {
     peers: RwLock<Peers>,
     /// When those that were alive were declared dead.
     died: RwLock<BTreeMap<NodeId, Instant>>,
+    /// Nodes that were removed from the cluster: they do not come back.
+    removed: RwLock<HashSet<NodeId>>,
     changes: watch::Sender<u64>,
 }
 
@@ -92,13 +94,15 @@ impl Directory {
             myself: id,
             peers: RwLock::new(peers),
             died: RwLock::default(),
+            removed: RwLock::default(),
             changes: watch::Sender::new(0),
         }
     }
 
     /// Adds a node or replaces what is known of it; this node itself is never changed.
     pub fn put(&self, peer: Peer) {
-        if peer.id == self.myself {
+        let removed = self.removed.read().unwrap_or_else(PoisonError::into_inner);
+        if peer.id == self.myself || removed.contains(&peer.id) {
             return;
         }
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
@@ -142,6 +146,14 @@ impl Directory {
             drop(peers);
             self.changes.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Forgets a node that was removed from the cluster, for good.
+    pub fn ban(&self, id: NodeId) {
+        let mut removed = self.removed.write().unwrap_or_else(PoisonError::into_inner);
+        removed.insert(id);
+        drop(removed);
+        self.remove(id);
     }
 
     /// Wakes on every change.
@@ -277,5 +289,15 @@ mod tests {
         assert_eq!([1, 2, 3].map(has), [false, false, true]);
         directory.put(named(4, "new", 4));
         assert_eq!(name_of("new"), Some(2), "the lower id of two");
+    }
+
+    #[test]
+    fn a_removed_node_does_not_come_back() {
+        let directory = Directory::new(peer(1), [peer(2), peer(3)]);
+        directory.ban(NodeId(2));
+        directory.put(peer(2));
+        directory.set_liveness(NodeId(2), Liveness::Alive);
+        let ids = directory.peers().into_iter().map(|peer| peer.id.0);
+        assert_eq!(ids.collect::<Vec<_>>(), [1, 3]);
     }
 }

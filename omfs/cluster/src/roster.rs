@@ -71,7 +71,10 @@ impl Content {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum RosterError {
-    #[error("a node named {0} belongs to the cluster already: give this one another node.name")]
+    #[error(
+        "a node named {0} belongs to the cluster already: give this one another node.name, or, if it was installed \
+         anew, first run `omfs cluster remove {0}` there"
+    )]
     NameTaken(String),
     #[error("node id {0} has been given away already: ask for another one, or for none")]
     IdTaken(NodeId),
@@ -167,6 +170,21 @@ impl Roster {
         self.replace(content)
     }
 
+    /// Frees the name and the address of a removed node. Its id stays given.
+    ///
+    /// # Errors
+    /// The file could not be written; memory is unchanged then.
+    pub fn forget(&mut self, id: NodeId) -> Result<(), RosterError> {
+        let mut content = self.content.clone();
+        content.nodes.retain(|node| node.id != id);
+        content.next_id = content.next_id.max(id.0.saturating_add(1));
+        content.spent.insert(id.0);
+        if content == self.content {
+            return Ok(());
+        }
+        self.replace(content)
+    }
+
     fn replace(&mut self, content: Content) -> Result<(), RosterError> {
         let text = serde_json::to_vec_pretty(&content).unwrap_or_default();
         files::replace(&self.path, &text)?;
@@ -234,6 +252,29 @@ mod tests {
         assert!(matches!(ask(3, "x"), Err(RosterError::IdTaken(_))));
         assert_eq!(ask(65_535, "last").unwrap(), 65_535);
         assert_eq!(ask(0, "y").unwrap(), 1);
+    }
+
+    #[test]
+    fn a_removed_nodes_name_is_free_and_its_id_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut roster = Roster::open(dir.path()).unwrap();
+        let join = |roster: &mut Roster, id| {
+            let id = roster.admit(id, "a", address(1), address(2))?;
+            let seen = Entry {
+                seen: true,
+                ..roster.nodes()[0].clone()
+            };
+            roster.note(seen)?;
+            Ok::<_, RosterError>(id)
+        };
+        let id = join(&mut roster, None).unwrap();
+        roster.forget(id).unwrap();
+        assert!(matches!(
+            join(&mut roster, Some(id)),
+            Err(RosterError::IdTaken(_))
+        ));
+        let mut roster = Roster::open(dir.path()).unwrap();
+        assert_eq!(join(&mut roster, None).unwrap(), NodeId(id.0 + 1));
     }
 
     #[test]

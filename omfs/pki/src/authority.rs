@@ -9,12 +9,14 @@ use rand::rngs::OsRng;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    SigningKey,
 };
 use rustls_pki_types::CertificateSigningRequestDer;
 use time::OffsetDateTime;
 
 use super::error::PkiError;
 use super::name::{ClusterName, check_node_id, check_node_name};
+use super::revocation::Revocation;
 use super::token::{Token, TokenBook};
 
 /// Lifetime of CA and node certificates. They end together because nothing renews them yet.
@@ -131,6 +133,22 @@ impl Authority {
     #[must_use]
     pub fn tokens(&self) -> &TokenBook {
         &self.tokens
+    }
+
+    /// Says that a node has been removed.
+    ///
+    /// # Errors
+    /// A bad id; the key cannot sign.
+    pub fn revoke(&self, node: NodeId) -> Result<Revocation, PkiError> {
+        check_node_id(node)?;
+        let at_s = super::token::now_s();
+        let message = super::revocation::message(&self.cluster, node, at_s);
+        let signature = self.issuer.key().sign(&message);
+        Ok(Revocation {
+            node,
+            at_s,
+            signature: signature.map_err(|error| generation(&error))?,
+        })
     }
 
     /// Signs the certificate of node `id`. Of the request only the public key is used: names and

@@ -45,6 +45,8 @@ pub enum PkiError {
     WrongName,
     #[error("the peer is node {found}, not node {expected}")]
     WrongNode { expected: NodeId, found: NodeId },
+    #[error("node {0} has been removed from the cluster")]
+    Removed(NodeId),
     #[error("the peer showed no certificate")]
     NoCertificate,
     #[error("the peer refused our certificate: {0}")]

@@ -1,6 +1,7 @@
 //! A node's certificate and key, as the TLS configurations that use them.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::error::PkiError;
 use super::name::{ClusterName, check_node_name};
+use super::revocation::Revocations;
 
 /// PEM texts for the control plane's own TLS configuration.
 #[derive(Clone)]
@@ -53,6 +55,7 @@ struct Inner {
     pem: PemBundle,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    revocations: Revocations,
 }
 
 impl fmt::Debug for TlsIdentity {
@@ -164,6 +167,7 @@ impl TlsIdentity {
         let roots = roots(ca.clone())?;
         check_own(&cluster, node, &own, Arc::clone(&roots))?;
         let node_name = certified(&cluster, &own)?.name;
+        let revocations = Revocations::empty(cluster.clone(), ca.clone());
         let chain = vec![own, ca];
         let client = client_config(Arc::clone(&roots), chain.clone(), key.clone_key())?;
         let server = server_config(roots, chain, key)?;
@@ -179,7 +183,28 @@ impl TlsIdentity {
             pem,
             client,
             server,
+            revocations,
         })))
+    }
+
+    /// The same identity with the removed nodes that are stored in `path`.
+    pub(super) fn with_revocations(self, path: &Path) -> Result<Self, PkiError> {
+        let inner = &self.0;
+        Ok(Self(Arc::new(Inner {
+            cluster: inner.cluster.clone(),
+            node: inner.node,
+            node_name: inner.node_name.clone(),
+            pem: inner.pem.clone(),
+            client: Arc::clone(&inner.client),
+            server: Arc::clone(&inner.server),
+            revocations: inner.revocations.stored(path)?,
+        })))
+    }
+
+    /// The nodes that were removed from the cluster.
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.0.revocations
     }
 
     /// The cluster.
@@ -243,12 +268,17 @@ impl TlsIdentity {
     /// [`peer_node`](Self::peer_node) with the peer's name.
     ///
     /// # Errors
-    /// [`PkiError::NoCertificate`], [`PkiError::NoNode`], [`PkiError::BadNodeName`].
+    /// [`PkiError::NoCertificate`], [`PkiError::NoNode`], [`PkiError::BadNodeName`],
+    /// [`PkiError::Removed`].
     pub fn peer(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<Certified, PkiError> {
         let certificate = chain
             .and_then(<[_]>::first)
             .ok_or(PkiError::NoCertificate)?;
-        certified(&self.0.cluster, certificate)
+        let peer = certified(&self.0.cluster, certificate)?;
+        if self.0.revocations.contains(peer.node) {
+            return Err(PkiError::Removed(peer.node));
+        }
+        Ok(peer)
     }
 }
 

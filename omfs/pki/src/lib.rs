@@ -5,6 +5,7 @@
 //! * [`authority`] — signs certificates and checks tokens; only on the node with the CA key.
 //! * [`token`] — the one line of text that lets a machine join.
 //! * [`join`] — the joining machine's side.
+//! * [`revocation`] — the nodes that were removed.
 //! * [`name`] — cluster names, and the names in certificates.
 
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@ pub mod files;
 pub mod identity;
 pub mod join;
 pub mod name;
+pub mod revocation;
 pub mod store;
 pub mod token;
 
@@ -23,6 +25,7 @@ pub use error::PkiError;
 pub use identity::{Certified, PemBundle, TlsIdentity};
 pub use join::PendingJoin;
 pub use name::ClusterName;
+pub use revocation::{Revocation, Revocations};
 pub use store::Store;
 pub use token::{Token, TokenEntry, TokenError};
 

@@ -146,7 +146,8 @@ impl Store {
             &self.require("ca.pem")?,
             &self.require("node.pem")?,
             &self.require("node-key.pem")?,
-        )
+        )?
+        .with_revocations(&self.path("revoked"))
     }
 
     /// Loads the CA with its key.

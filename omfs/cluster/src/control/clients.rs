@@ -73,6 +73,20 @@ impl ControlClients {
             .await
     }
 
+    /// Exchanges the lists of removed nodes.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn revocations(
+        &self,
+        node: NodeId,
+        ours: v1::RevocationList,
+    ) -> Result<v1::RevocationList, ControlError> {
+        let mut client = self.client(node)?;
+        self.finish(node, CALL_TIMEOUT, client.revocations(ours))
+            .await
+    }
+
     /// Asks a node to take a guest.
     ///
     /// # Errors

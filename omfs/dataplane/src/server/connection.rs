@@ -110,6 +110,10 @@ impl Connection {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn peer(&self) -> NodeId {
+        self.peer
+    }
+
     pub(super) fn is_replaced_by(&self, other: &Self) -> bool {
         self.peer == other.peer && self.token == other.token
     }

@@ -217,6 +217,9 @@ fn heartbeat_loop(shared: &Arc<Shared>) {
         connections = waited.unwrap_or_else(PoisonError::into_inner).0;
         let mut busy = false;
         for connection in connections.values() {
+            if shared.identity.revocations().contains(connection.peer()) {
+                connection.close();
+            }
             busy |= connection.look_after(HEARTBEAT);
         }
         tick = if busy { BUSY_TICK } else { HEARTBEAT };

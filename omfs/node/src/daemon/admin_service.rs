@@ -286,6 +286,28 @@ impl Admin for AdminService {
         }
         Err(missing)
     }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::Node>, Status> {
+        root_only(&request, "remove nodes")?;
+        let services = &self.services;
+        let wanted = request.into_inner().node;
+        let Some(peer) = services.directory.by_name_or_id(&wanted) else {
+            return Err(Status::not_found(format!("there is no node {wanted}")));
+        };
+        if peer.id == services.myself.id {
+            return Err(Status::failed_precondition(
+                "this node cannot remove itself: it holds the cluster's CA key",
+            ));
+        }
+        let removals = services.removals.clone();
+        let remove = move |authority: &Authority| removals.learn(&[authority.revoke(peer.id)?]);
+        with_authority(services, remove).await?;
+        services.removals.clone().spread().await;
+        Ok(Response::new(wire_node(&peer)))
+    }
 }
 
 fn exports_reply(entries: Vec<ExportEntry>) -> v1::ExportsReply {

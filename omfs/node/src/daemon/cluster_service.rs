@@ -52,6 +52,18 @@ impl Cluster for ClusterService {
         Ok(Response::new(v1::SwimReply { packets }))
     }
 
+    async fn revocations(
+        &self,
+        request: Request<v1::RevocationList>,
+    ) -> Result<Response<v1::RevocationList>, Status> {
+        self.peer(&request)?;
+        let removals = &self.services.removals;
+        if removals.learn_wire(request.into_inner()).await {
+            tokio::spawn(removals.clone().spread());
+        }
+        Ok(Response::new(removals.wire_list()))
+    }
+
     async fn gossip(
         &self,
         request: Request<v1::LoadWindow>,

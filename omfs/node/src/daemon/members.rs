@@ -80,6 +80,13 @@ impl Members {
         }
     }
 
+    /// Frees the name and the address of a removed node. Writes to disk.
+    pub fn forget(&self, node: NodeId) {
+        if let Err(error) = self.with(|roster| roster.forget(node)) {
+            tracing::warn!("cannot write down the nodes: {error}");
+        }
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut Roster) -> T) -> T {
         work(&mut self.roster.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -15,6 +15,7 @@ mod port_guard;
 mod predecessor;
 mod recorder;
 mod request_limits;
+mod removal;
 mod server;
 mod status_files;
 #[cfg(test)]

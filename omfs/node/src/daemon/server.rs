@@ -32,6 +32,7 @@ use super::join_service::JoinService;
 use super::members::Members;
 use super::port_guard::{Guarded, PortGuard};
 use super::request_limits::GateLayer;
+use super::removal::Removals;
 use crate::jobs::Jobs;
 
 /// Largest control message: a load window of a large cluster is far below.
@@ -63,6 +64,8 @@ pub struct Services {
     pub directory: Arc<Directory>,
     /// The file of nodes.
     pub members: Members,
+    /// Nodes that were removed.
+    pub removals: Removals,
     /// The failure detector.
     pub swim: Swim,
     /// Jobs and guests.

@@ -24,6 +24,7 @@ use super::files::{DataPort, Files, FilesContext};
 use super::members::Members;
 use super::predecessor;
 use super::recorder;
+use super::removal::Removals;
 use super::server::{self, Services};
 use super::work_runtime::WorkRuntime;
 use crate::jobs::{Jobs, JobsContext};
@@ -39,6 +40,7 @@ pub struct Node {
     jobs: Arc<Jobs>,
     files: Files,
     recorder: JoinHandle<()>,
+    follower: JoinHandle<()>,
     stop: watch::Sender<bool>,
     servers: Vec<JoinHandle<()>>,
     /// Ends last.
@@ -77,6 +79,13 @@ impl Node {
         );
         transport.answer_to(swim.clone());
         let members = Members::new(roster, Arc::clone(&directory), &myself);
+        let removals = Removals::new(
+            identity.clone(),
+            Arc::clone(&directory),
+            clients(),
+            members.clone(),
+        );
+        removals.ask_before_start().await;
         let starting = Jobs::start(JobsContext {
             config: Arc::clone(&config),
             config_path,
@@ -117,6 +126,7 @@ impl Node {
             myself,
             directory: Arc::clone(&directory),
             members,
+            removals: removals.clone(),
             swim: swim.clone(),
             jobs: Arc::clone(&jobs),
             history,
@@ -124,12 +134,14 @@ impl Node {
             exports,
         };
         let servers = server::start(services, control, stopped).await?;
+        let follower = tokio::spawn(removals.follow());
         Ok(Self {
             directory,
             swim,
             jobs,
             files,
             recorder,
+            follower,
             stop,
             servers,
             work,
@@ -151,6 +163,7 @@ impl Node {
     /// Tells the others, and ends.
     pub async fn stop(self) {
         self.recorder.abort();
+        self.follower.abort();
         self.jobs.shutdown().await;
         let _ = tokio::task::spawn_blocking(self.files.settler()).await;
         self.swim.leave().await;

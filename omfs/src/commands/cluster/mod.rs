@@ -1,5 +1,6 @@
-//! `omfs cluster init`, `token`, `tokens`, `join`.
+//! `omfs cluster init`, `token`, `tokens`, `join`, `remove`.
 
+mod remove;
 mod tokens;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -29,6 +30,7 @@ enum ClusterCommand {
     Token(tokens::TokenArgs),
     Tokens(tokens::TokensArgs),
     Join(JoinArgs),
+    Remove(remove::RemoveArgs),
 }
 
 /// Make a new cluster with this machine as its first node
@@ -67,6 +69,7 @@ pub fn run(global: &Global, args: ClusterArgs) -> CommandResult {
         ClusterCommand::Token(args) => tokens::token(global, &args),
         ClusterCommand::Tokens(args) => tokens::list(global, &args),
         ClusterCommand::Join(args) => join(global, &args),
+        ClusterCommand::Remove(args) => remove::run(global, &args),
     }
 }
 
