@@ -19,6 +19,8 @@ pub enum Action {
     ListTokens,
     /// Make a join token useless.
     WithdrawTokens,
+    /// Remove nodes from the cluster.
+    RemoveNodes,
     /// Change what other nodes may reach.
     ChangeExports,
     /// Move a guest of another node, by the PID that it has at home.
@@ -27,7 +29,7 @@ pub enum Action {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Look,
         Self::Bring,
         Self::Expel,
@@ -35,6 +37,7 @@ impl Action {
         Self::MakeTokens,
         Self::ListTokens,
         Self::WithdrawTokens,
+        Self::RemoveNodes,
         Self::ChangeExports,
         Self::MoveGuest,
     ];
@@ -48,6 +51,7 @@ impl Action {
             Self::MakeTokens => "make join tokens",
             Self::ListTokens => "list join tokens",
             Self::WithdrawTokens => "withdraw join tokens",
+            Self::RemoveNodes => "remove nodes from the cluster",
             Self::ChangeExports => "change what the node exports",
             Self::MoveGuest => "move guests of other nodes",
         }

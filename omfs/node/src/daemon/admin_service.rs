@@ -291,7 +291,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RemoveNodeRequest>,
     ) -> Result<Response<v1::Node>, Status> {
-        root_only(&request, "remove nodes")?;
+        check(&request, Action::RemoveNodes)?;
         let services = &self.services;
         let wanted = request.into_inner().node;
         let Some(peer) = services.directory.by_name_or_id(&wanted) else {

@@ -14,8 +14,8 @@ mod patience;
 mod port_guard;
 mod predecessor;
 mod recorder;
-mod request_limits;
 mod removal;
+mod request_limits;
 mod server;
 mod status_files;
 #[cfg(test)]

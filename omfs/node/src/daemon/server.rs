@@ -31,8 +31,8 @@ use super::gates::{ADMIN_CONNECTIONS, AdminGate, CONTROL_CONNECTIONS, ControlGat
 use super::join_service::JoinService;
 use super::members::Members;
 use super::port_guard::{Guarded, PortGuard};
-use super::request_limits::GateLayer;
 use super::removal::Removals;
+use super::request_limits::GateLayer;
 use crate::jobs::Jobs;
 
 /// Largest control message: a load window of a large cluster is far below.
