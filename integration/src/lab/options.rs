@@ -59,6 +59,12 @@ impl LabOptions {
         }
     }
 
+    /// Adds keys to the table `balance` of the nodes' configuration.
+    pub fn add_to_balance(&mut self, keys: &str) {
+        let with_keys = format!("{ROOT_JOBS}{keys}");
+        self.config = self.config.replacen(ROOT_JOBS, &with_keys, 1);
+    }
+
     /// Refuses what cannot be built.
     ///
     /// # Errors

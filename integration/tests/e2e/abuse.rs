@@ -15,7 +15,7 @@ const CONNECTIONS: usize = 3000;
 pub fn tests() -> Vec<Trial> {
     let mut module = Module::one_at_a_time("abuse", &[], || {
         let mut options = with_omfs(3)?;
-        options.config.push_str("[balance]\nguests_max = 3\n");
+        options.add_to_balance("guests_max = 3\n");
         Ok(options)
     });
     module

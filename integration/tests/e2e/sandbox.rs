@@ -17,9 +17,7 @@ const TRIES: usize = 16;
 pub fn tests() -> Vec<Trial> {
     let mut module = Module::one_at_a_time("sandbox", PYTHON, || {
         let mut options = with_omfs(2)?;
-        options
-            .config
-            .push_str("[balance]\nguest_memory_percent = 1\nguest_threads_max = 20\n");
+        options.add_to_balance("guest_memory_percent = 1\nguest_threads_max = 20\n");
         Ok(options)
     });
     for (name, race) in RACES {
