@@ -49,7 +49,12 @@ fn every_test_that_the_documents_name_exists() {
         sources(&root.join(one), &mut files);
     }
     for (module, name) in protocol.into_iter().chain(security) {
-        let forms = [format!("fn {name}("), format!(".test(\"{name}\"")];
+        // A function, a named test, or the name of a row of a table of tests.
+        let forms = [
+            format!("fn {name}("),
+            format!(".test(\"{name}\""),
+            format!("        \"{name}\",\n"),
+        ];
         let mut of_module = files.iter().filter(|path| is_in(path, module));
         let found = of_module.any(|path| {
             let text = fs::read_to_string(path).unwrap();

@@ -1,5 +1,7 @@
 //! Strangers, forged papers and full disks.
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
 use anyhow::{Context, Result, ensure};
 use integration::lab::Lab;
 
@@ -16,12 +18,15 @@ pub fn add(module: &mut Module) {
         .test("a_full_state_disk", &[], full_disk);
 }
 
-/// A second configuration of a node: everything apart from the real one's.
+/// A second configuration of a node: everything apart from the real one's and from other second ones.
 fn second(lab: &Lab, node: &str, name: &str) -> Result<String> {
+    static PORT: AtomicU16 = AtomicU16::new(7790);
+    let control = PORT.fetch_add(2, Ordering::Relaxed);
+    let data = control + 1;
     let path = format!("/srv/{name}.toml");
     let text = format!(
         "[node]\nname = \"{name}\"\nstate_dir = \"/srv/{name}/state\"\nrun_dir = \"/srv/{name}/run\"\n\
-         [network]\ncontrol_port = 7790\ndata_port = 7791\n"
+         [network]\ncontrol_port = {control}\ndata_port = {data}\n"
     );
     lab.put(node, &path, text.as_bytes())?;
     lab.sh(node, &format!("mkdir -p /srv/{name}/run"))?;

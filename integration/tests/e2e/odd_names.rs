@@ -73,11 +73,11 @@ fn moved(lab: &Lab) -> Result<()> {
 
 fn groups(lab: &Lab) -> Result<()> {
     lab.sh(
-        "n2",
+        "n1",
         "mkdir -p /srv/odd; echo secret >/srv/odd/file; chgrp 4 /srv/odd/file; chmod 040 /srv/odd/file",
     )?;
     let read = r"cp /bin/cat $'/tmp/c\xffat'
-        as() { setpriv --reuid 65534 --regid 65534 --groups $1 $'/tmp/c\xffat' /mfs/n2/srv/odd/file; }
+        as() { setpriv --reuid 65534 --regid 65534 --groups $1 $'/tmp/c\xffat' /mfs/n1/srv/odd/file; }
         as 4; as 5 2>&1 || true";
     let read = bash(lab, "read", read)?;
     ensure!(read.starts_with("secret\n"), "{read}");

@@ -171,6 +171,7 @@ pub fn home_is_unreachable() -> Result<()> {
     lab.sh("n1", start)?;
     let before = lab.sh("n2", GUEST_MOUNTS)?;
     ensure!(before.contains("proc /proc proc"), "{before}");
+    ensure!(before.contains("omfs /dev/shm fuse.omfs"), "{before}");
     lab.sh("n2", "ls /mfs/n1/proc /mfs/n1/dev >/dev/null")?;
     lab.sh("n1", &format!("cd /; {CRASH}; {GONE}"))?;
     for name in ["proc/1", "dev/null", "etc/hostname"] {

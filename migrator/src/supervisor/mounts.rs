@@ -107,7 +107,8 @@ fn shared_memory(root: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 /// opened at home; this is for what looks names up.
 fn own_processes(place: &OwnedFd) -> io::Result<()> {
     let attributes = VIEW | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let options = [("subset", "pid"), ("hidepid", "2")];
+    // /proc/mounts shows the source; users expect the kind there.
+    let options = [("source", "proc"), ("subset", "pid"), ("hidepid", "2")];
     attach(&made("proc", &options, attributes)?, place)
 }
 

@@ -87,6 +87,9 @@ class State:
         self.memory = os.memfd_create("calls")
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.shared = os.open(DIR + "/shared", os.O_RDWR | os.O_CREAT)
+        # Here a guest has the root's own file system only; omfs shows it what is mounted below as well.
+        is_of_the_root = os.stat("/dev/shm").st_dev == os.stat("/").st_dev
+        self.shared_memory = ["/dev/shm"] if is_of_the_root else []
 
 
 S = None
@@ -94,8 +97,8 @@ S = None
 
 def paths():
     parent = S.parent
-    return [
-        "/dev/tty", "/dev/null", "/dev/zero", "/dev", "/dev/pts", "/dev/ptmx", "/dev/shm", "/dev/fd", "/dev/stdin", "/dev/fd/1",
+    return S.shared_memory + [
+        "/dev/tty", "/dev/null", "/dev/zero", "/dev", "/dev/pts", "/dev/ptmx", "/dev/fd", "/dev/stdin", "/dev/fd/1",
         f"/dev/fd/{S.pipe[0]}", f"/dev/fd/{S.file}", "/dev/absent", os.ttyname(0),
         "/proc", "/proc/self", "/proc/thread-self", "/proc/self/exe", "/proc/self/cwd", "/proc/self/root", "/proc/self/status",
         "/proc/self/fd", "/proc/self/fd/0", f"/proc/self/fd/{S.pipe[1]}", f"/proc/self/fd/{S.file}", f"/proc/self/fd/{S.memory}",

@@ -100,7 +100,9 @@ impl Pool {
         if state.idle >= state.queue.ready() {
             self.0.wake.notify_one();
         } else if state.threads < THREADS_MAX {
+            // It counts as idle until it has begun, or more would be started for the same job.
             state.threads += 1;
+            state.idle += 1;
             drop(state);
             self.start_thread();
         }
@@ -115,6 +117,7 @@ impl Pool {
         }
         let mut state = self.0.lock();
         state.threads -= 1;
+        state.idle -= 1;
         let stranded = if state.threads == 0 {
             state.queue.pop()
         } else {
@@ -135,6 +138,7 @@ impl Shared {
 
     fn work(&self) {
         let mut state = self.lock();
+        state.idle -= 1;
         loop {
             if let Some((owner, job)) = state.queue.pop() {
                 drop(state);

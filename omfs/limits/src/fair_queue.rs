@@ -92,7 +92,13 @@ impl<K: Clone + Eq + Hash, J> FairQueue<K, J> {
     /// How many jobs could be taken at once.
     #[must_use]
     pub fn ready(&self) -> usize {
-        self.turns.len()
+        let of_key = |key| {
+            self.keys.get(key).map_or(0, |of_key: &OfKey<J>| {
+                let more = self.shares.running_per_key.saturating_sub(of_key.running);
+                of_key.waiting.len().min(more)
+            })
+        };
+        self.turns.iter().map(of_key).sum()
     }
 
     /// How many jobs wait.
