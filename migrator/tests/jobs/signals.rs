@@ -1,7 +1,7 @@
 //! Signals, stops and ends.
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -17,8 +17,16 @@ fn send(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
 }
 
+/// A program with the signals' default actions, whatever the tests' caller ignores. Its process group has
+/// a parent in the same session: stop signals are void in an orphaned one.
+fn program(name: &str) -> Command {
+    let mut command = Command::new("env");
+    command.args(["--default-signal", name]).process_group(0);
+    command
+}
+
 fn python(script: &str) -> Child {
-    let mut command = Command::new("python3");
+    let mut command = program("python3");
     let child = command.args(["-c", script]).stdout(Stdio::piped()).spawn();
     child.unwrap()
 }
@@ -166,7 +174,7 @@ print(info.si_code, info.si_pid, signal.sigtimedwait([signal.SIGUSR1], 0), flush
 #[test]
 fn deadly_signals_give_the_same_wait_status() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGHUP] {
-        let mut job = Job(Command::new("sleep").arg("1000").spawn().unwrap());
+        let mut job = Job(program("sleep").arg("1000").spawn().unwrap());
         job.until_asleep();
         let mut lab = Lab::new(job.0.id());
         lab.migrate();
